@@ -1,0 +1,300 @@
+"""Settings: flags > BROKER_* > broker.toml > defaults, read once into frozen values.  Limits: every bound of the broker.
+
+Nothing else reads the environment for a setting, and no bound stands anywhere else as a bare number.
+Unknown BROKER_* variables and unknown keys of broker.toml are warnings: a typing error must not pass in silence, and a
+newer file must not stop an older broker.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+CLIENT_VARIABLES: Final = frozenset(
+    {"BROKER_URL", "BROKER_ENV", "BROKER_SUBJECT_TOKEN", "BROKER_SUBJECT_TOKEN_FILE", "BROKER_ID_TOKEN", "BROKER_CONFIG"}
+)
+
+
+class SettingError(ValueError):
+    """One setting is wrong; the text names it, says what was found and what would be right."""
+
+
+def duration_s(value: object) -> int:
+    """Whole seconds of `90s`, `15m`, `8h`, `400d`, or of a plain number of seconds.  Raises ValueError."""
+    if type(value) is int and value > 0:
+        return value
+    match = re.fullmatch(r"([1-9][0-9]{0,8})([smhd]?)", str(value).strip())
+    if match is None:
+        raise ValueError(f"`{value}` is no duration; write a number and a unit, like 90s, 15m, 8h or 400d")
+    return int(match[1]) * UNITS_S.get(match[2], 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Every bound, in one frozen object; the text behind each says what it protects."""
+
+    body_bytes_max: int = 65_536  # a form with one 16 KiB token and room to spare
+    token_bytes_max: int = 16_384  # ATTACK class: work before trust; the largest real token seen is 4 KiB
+    json_depth_max: int = 8  # Kubernetes nests three deep
+    headers_bytes_max: int = 32_768
+    headers_max: int = 100
+    url_bytes_max: int = 8_192
+    request_s_max: int = 10  # from the first byte of a request to the last byte of its body
+    keep_alive_s: int = 65
+    connections_max: int = 2_000  # for each worker; beyond it new requests hear 503 at once
+    form_fields_max: int = 64
+    scopes_max: int = 50
+    targets_max: int = 10
+    record_bytes_max: int = 4_096
+    fetch_bytes_max: int = 524_288  # discovery and JWKS
+    fetch_s_max: int = 5  # whole fetch, not each read
+    jwks_keys_max: int = 100
+    jwks_refresh_s: int = 300
+    jwks_stale_s_max: int = 3_600  # known keys stay usable so long after the last good fetch; at most 24 h
+    jwks_wait_s_max: int = 2  # a caller waits so long for a fetch under way
+    unknown_kid_burst: int = 3
+    unknown_kid_refill_s: int = 10
+    leeway_s: int = 30
+    store_clock_skew_s: int = 5
+    commit_tries_max: int = 4
+    receipt_age_s_max: int = 2  # an acknowledgement older than this is not signed on
+    store_timeout_s: int = 2
+    refusals_per_s: int = 10  # recorded one by one, for each issuer and tenant
+    refusals_unverified_per_s: int = 50
+    refusal_summary_s: int = 10
+    refusal_keys_max: int = 10_000
+    shutdown_s_max: int = 10
+    export_queue_max: int = 2_048  # traces kept while the collector is away
+    condition_characters_max: int = 2_000
+    policy_file_bytes_max: int = 1_048_576
+    policy_depth_max: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What one broker runs with.  `sources` names where each value came from (flag, variable, file, default)."""
+
+    policies: Path = Path("policies")
+    data: Path = Path("broker-data")
+    url: str = ""
+    host: str = "127.0.0.1"
+    port: int = 8700
+    workers: int = 1
+    envs: tuple[str, ...] = ()
+    store: str = ""
+    store_url_file: Path | None = None
+    durability: str = ""
+    key_file: Path | None = None
+    admin_bind: str = ""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    trusted_proxies: tuple[str, ...] = ()
+    log_level: str = "info"
+    trace_context: str = "link"
+    key_rotate_every_s: int = 30 * 86_400
+    key_publish_before_s: int = 86_400
+    policy_poll_s: int = 0
+    limits: Limits = Limits()
+    sources: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def base_url(self) -> str:
+        """BASE of every issuer URL: from configuration only, never from a request."""
+        if self.url:
+            return self.url
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls_cert else 'http'}://{host}:{self.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's loopback."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _text(value: object) -> str:
+    return str(value)
+
+
+def _path(value: object) -> Path:
+    return Path(str(value)).expanduser()
+
+
+def _port(value: object) -> int:
+    number = _whole(value)
+    if not 0 <= number <= 65_535:
+        raise ValueError(f"`{value}` is no port; use 0 to 65535")
+    return number
+
+
+def _whole(value: object) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", str(value)):
+        raise ValueError(f"`{value}` is no whole number")
+    return int(str(value))
+
+
+def _workers(value: object) -> int:
+    number = _whole(value)
+    if not 1 <= number <= 64:
+        raise ValueError(f"`{value}` workers; use 1 to 64")
+    return number
+
+
+def _list(value: object) -> tuple[str, ...]:
+    parts = value if isinstance(value, list | tuple) else str(value).split(",")
+    return tuple(part for part in (str(part).strip() for part in parts) if part)
+
+
+def _networks(value: object) -> tuple[str, ...]:
+    return tuple(str(ipaddress.ip_network(part, strict=False)) for part in _list(value))
+
+
+def _base_url(value: object) -> str:
+    text = str(value).rstrip("/")
+    parts = urlsplit(text)
+    if parts.scheme not in {"https", "http"} or not parts.hostname or parts.query or parts.fragment or parts.username:
+        raise ValueError(f"`{value}` is no base URL; write https://host or https://host/path, without query or user")
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        raise ValueError(f"`{value}` is plain http; only loopback may go without TLS: use https://{parts.netloc}")
+    return text
+
+
+def _one_of(*words: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if str(value) not in words:
+            raise ValueError(f"`{value}` is none of {', '.join(words)}")
+        return str(value)
+
+    return parse
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: how its text is read, and what it is for.  Flag `--a-b`, variable BROKER_A_B, key a_b of broker.toml."""
+
+    parse: Callable[[object], Any]
+    help: str
+
+
+SETTINGS: Final[Mapping[str, Setting]] = {
+    "policies": Setting(_path, "folder of the policy tree"),
+    "data": Setting(_path, "folder for state: embedded store, key-encryption key, witness"),
+    "url": Setting(_base_url, "public base URL; each env's issuer is URL/ENV (default: from host and port, on loopback only)"),
+    "host": Setting(_text, "address to listen on"),
+    "port": Setting(_port, "port to listen on; 0 takes a free one"),
+    "workers": Setting(_workers, "worker processes"),
+    "envs": Setting(_list, "envs that this process serves, by comma (default: all of the policy)"),
+    "store": Setting(_text, "external store: redis://, rediss://, unix:// or redis+sentinel:// (default: embedded)"),
+    "store_url_file": Setting(_path, "file that holds the store's URL with its password"),
+    "durability": Setting(_one_of("disk", "replicated"), "refuse to start when the store promises less"),
+    "key_file": Setting(_path, "key-encryption key: 32 bytes as 64 hex digits or base64, mode 0600 or 0400"),
+    "admin_bind": Setting(_text, "HOST:PORT that /healthz, /readyz, /metrics move to"),
+    "tls_cert": Setting(_path, "certificate chain, PEM"),
+    "tls_key": Setting(_path, "its private key, PEM"),
+    "trusted_proxies": Setting(_networks, "addresses or networks whose X-Forwarded-For is believed, by comma"),
+    "log_level": Setting(_one_of("debug", "info", "warning", "error"), "what the log shows"),
+    "trace_context": Setting(_one_of("link", "parent", "ignore"), "what an incoming traceparent becomes"),
+    "key_rotate_every_s": Setting(duration_s, "age at which a signing key is replaced"),
+    "key_publish_before_s": Setting(duration_s, "how long a key is published before it signs"),
+    "policy_poll_s": Setting(_whole, "look at the policy folder every so many seconds (network disks); 0 waits for events"),
+}
+
+
+def load(
+    flags: Mapping[str, object],
+    environment: Mapping[str, str],
+    file: Path | None = None,
+) -> Settings:
+    """Settings from all sources.  A flag whose value is None was not given.
+
+    Raises `SettingError`, which names the setting, its source, and what would be right.
+    """
+    warnings: list[str] = []
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    limits, table = _file_values(file, warnings)
+    from_environment = {name: environment[_variable(name)] for name in SETTINGS if environment.get(_variable(name))}
+    for source, given in (("broker.toml", table), ("environment", from_environment), ("flag", flags)):
+        for name, raw in given.items():
+            if raw is None or raw == ():
+                continue
+            values[name] = _parse(name, raw, source)
+            sources[name] = source
+    limits |= _limits_from_environment(environment)
+    known = {_variable(name) for name in (*SETTINGS, *(f.name for f in fields(Limits)))} | CLIENT_VARIABLES
+    warnings += [f"{name} is no setting of this version" for name in sorted(environment) if name.startswith("BROKER_") and name not in known]
+    settings = Settings(limits=Limits(**limits), sources=sources, warnings=tuple(warnings), **values)
+    _check_together(settings)
+    return settings
+
+
+def _variable(name: str) -> str:
+    return "BROKER_" + name.upper()
+
+
+def _parse(name: str, raw: object, source: str) -> Any:
+    try:
+        return SETTINGS[name].parse(raw)
+    except ValueError as error:
+        label = {"flag": "--" + name.replace("_", "-"), "environment": _variable(name)}.get(source, f"{name} in {source}")
+        raise SettingError(f"{label}: {error}") from error
+
+
+def _file_values(file: Path | None, warnings: list[str]) -> tuple[dict[str, int], dict[str, object]]:
+    if file is None or not file.exists():
+        return {}, {}
+    try:
+        table = tomllib.loads(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingError(f"{file}: {error}") from error
+    limits_table = table.pop("limits", {})
+    known = {f.name for f in fields(Limits)}
+    warnings += [f"{file}: `{name}` is no setting of this version" for name in sorted(set(table) - set(SETTINGS))]
+    warnings += [f"{file}: `limits.{name}` is no limit of this version" for name in sorted(set(limits_table) - known)]
+    limits = {name: _limit(name, value, str(file)) for name, value in limits_table.items() if name in known}
+    return limits, {name: value for name, value in table.items() if name in SETTINGS}
+
+
+def _limits_from_environment(environment: Mapping[str, str]) -> dict[str, int]:
+    return {
+        f.name: _limit(f.name, environment[_variable(f.name)], _variable(f.name))
+        for f in fields(Limits)
+        if environment.get(_variable(f.name))
+    }
+
+
+def _limit(name: str, value: object, source: str) -> int:
+    try:
+        number = _whole(value)
+    except ValueError as error:
+        raise SettingError(f"{name} in {source}: {error}") from error
+    if number < 1:
+        raise SettingError(f"{name} in {source}: a limit is at least 1")
+    if name == "jwks_stale_s_max" and number > 86_400:
+        raise SettingError(f"{name} in {source}: at most 86400; a key that was withdrawn a day ago must be dead")
+    return number
+
+
+def _check_together(settings: Settings) -> None:
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise SettingError("--tls-cert and --tls-key go together")
+    if settings.store and settings.store_url_file:
+        raise SettingError("--store and --store-url-file: give one")
+    if "@" in settings.store and settings.sources.get("store") == "flag" and urlsplit(settings.store).password:
+        raise SettingError("--store: a password in the arguments is seen by everyone on the machine; use --store-url-file or BROKER_STORE")
+    if not settings.url and not is_loopback(settings.host):
+        raise SettingError("--url is needed when --host is not loopback: issuer URLs come from configuration, never from a request")
+    if settings.key_publish_before_s >= settings.key_rotate_every_s:
+        raise SettingError("key_publish_before_s must be less than key_rotate_every_s")

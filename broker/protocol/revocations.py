@@ -1,0 +1,151 @@
+"""A revocation: what it selects, what it covers, and the chain of tags that orders all of one slot.
+
+One meaning for every reader: `covers(rule, facts)`.  What cannot be evaluated covers (promise 2).
+An entry of the log is canonical JSON {id, act: birth|revoke|lift, selectors|lifts, until, by, at, reason};
+its tag is chained over all entries before it, so that two histories never share one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+SELECTORS: Final = frozenset({"service_account", "issuer", "subject", "claims", "trust_rule"})
+FACT_CHARACTERS_MAX: Final = 256
+ACTS: Final = frozenset({"birth", "revoke", "lift"})
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a rule can look at: the same at exchange, registration and introspection.
+
+    `issuer` is the entry's name in issuers.yaml; `claims` the issuer's whole recorded set as `fact` gives it, None where the
+    token has no such claim.  A claim that is not in it at all cannot be evaluated.
+    """
+
+    service_account: str
+    issuer: str
+    subject: str
+    trust_rule: str
+    claims: Mapping[str, str | None]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form that a registration carries."""
+        return {
+            "service_account": self.service_account,
+            "issuer": self.issuer,
+            "subject": self.subject,
+            "trust_rule": self.trust_rule,
+            "claims": dict(self.claims),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a slot's log.  `until` is epoch seconds or None (until lifted); `at` epoch seconds.
+
+    `unknown` lists members that this version does not know: a revoke that has any covers everything.
+    """
+
+    id: str
+    act: str
+    by: str
+    at: int
+    reason: str = ""
+    selectors: Mapping[str, Any] = field(default_factory=dict)
+    lifts: str | None = None
+    until: int | None = None
+    unknown: tuple[str, ...] = ()
+
+    def canonical(self) -> str:
+        """The one text of this entry that tags are computed over: sorted keys, no spaces, UTF-8."""
+        body: dict[str, Any] = {"id": self.id, "act": self.act, "by": self.by, "at": self.at, "reason": self.reason}
+        if self.act == "revoke":
+            body["selectors"] = self.selectors
+            body["until"] = self.until
+        if self.act == "lift":
+            body["lifts"] = self.lifts
+        return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    def digest(self) -> str:
+        """Hash of what the entry means, without who wrote it and when: two tries of one act agree in it."""
+        body = json.loads(self.canonical())
+        del body["by"], body["at"]
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parse_entry(text: str) -> Entry:
+    """An entry from its canonical text.  Raises ValueError only where it cannot be told what it is at all."""
+    body = json.loads(text)
+    if not isinstance(body, dict) or body.get("act") not in ACTS or not isinstance(body.get("id"), str):
+        raise ValueError("this is no entry of a revocation log")
+    known = {"id", "act", "by", "at", "reason", "selectors", "lifts", "until"}
+    selectors = body.get("selectors", {})
+    return Entry(
+        id=body["id"],
+        act=body["act"],
+        by=str(body.get("by", "")),
+        at=int(body.get("at", 0)),
+        reason=str(body.get("reason", "")),
+        selectors=selectors if isinstance(selectors, dict) else {"unreadable": selectors},
+        lifts=body.get("lifts"),
+        until=body.get("until"),
+        unknown=tuple(sorted(set(body) - known)),
+    )
+
+
+def fact(value: Any) -> str:
+    """A claim's value as facts, records and selectors hold it: text, at most 256 characters, a longer one as its hash."""
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text if len(text) <= FACT_CHARACTERS_MAX else "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def tag(key: bytes, slot: str, n: int, previous: str, entry: str) -> str:
+    """HMAC-SHA-256 over slot, number, previous tag and canonical entry, lengths in front of the parts; 64 hex digits."""
+    mac = hmac.new(key, digestmod=hashlib.sha256)
+    for part in (slot, str(n), previous, entry):
+        raw = part.encode()
+        mac.update(len(raw).to_bytes(8, "big") + raw)
+    return mac.hexdigest()
+
+
+def covers(entry: Entry, facts: Facts) -> bool:
+    """Whether a revoke entry covers what these facts describe: every selector must hold.
+
+    An unknown selector, an unreadable value, no selector at all: covers.  Time (`until`) is not looked at here.
+    """
+    selectors = entry.selectors
+    if entry.unknown or not selectors or not set(selectors) <= SELECTORS:
+        return True
+    return all(_selects(name, wanted, selectors, facts) for name, wanted in selectors.items())
+
+
+def _selects(name: str, wanted: Any, selectors: Mapping[str, Any], facts: Facts) -> bool:
+    if name == "claims":
+        # A claim means something only under its issuer: a rule without one cannot be evaluated.
+        if not isinstance(wanted, dict) or not wanted or not isinstance(selectors.get("issuer"), str):
+            return True
+        return all(
+            not isinstance(value, str) or claim not in facts.claims or facts.claims[claim] == fact(value)
+            for claim, value in wanted.items()
+        )
+    if not isinstance(wanted, str):
+        return True
+    return bool(getattr(facts, name) == wanted)
+
+
+def in_force(entries: Sequence[Entry], now: float) -> tuple[Entry, ...]:
+    """The revoke entries of a log that are neither lifted nor past their `until` (an unreadable `until` never passes)."""
+    lifted = {entry.lifts for entry in entries if entry.act == "lift"}
+    return tuple(
+        entry
+        for entry in entries
+        if entry.act == "revoke"
+        and entry.id not in lifted
+        and not (type(entry.until) is int and entry.until <= now)
+    )
