@@ -55,7 +55,11 @@ class Limits:
     record_bytes_max: int = 4_096
     fetch_bytes_max: int = 524_288  # discovery and JWKS
     fetch_s_max: int = 5  # whole fetch, not each read
+    lookups_max: int = 16  # threads that ask for issuers' addresses
     jwks_keys_max: int = 100
+    jwks_file_poll_s: int = 2  # a local key file is looked at so often
+    kid_characters_max: int = 256
+    rsa_bits_max: int = 8_192  # the cost of one verification grows with the square
     jwks_refresh_s: int = 300
     jwks_stale_s_max: int = 3_600  # known keys stay usable so long after the last good fetch; at most 24 h
     jwks_wait_s_max: int = 2  # a caller waits so long for a fetch under way
@@ -66,15 +70,29 @@ class Limits:
     commit_tries_max: int = 4
     receipt_age_s_max: int = 2  # an acknowledgement older than this is not signed on
     store_timeout_s: int = 2
+    store_reconnect_s_max: int = 1  # between two tries of the hot connection
+    store_start_s_max: int = 60  # the embedded server reads its whole log back: 1 s for each 75,000 records
+    store_stop_s_max: int = 10  # then SIGKILL; what was answered is on disk already
+    store_restart_s_max: int = 2  # between two tries to start the embedded server again
+    stale_entries_max: int = 16  # revocations that a stale commit is told of at once
+    log_page_max: int = 256
+    scan_keys: int = 1_000
     refusals_per_s: int = 10  # recorded one by one, for each issuer and tenant
     refusals_unverified_per_s: int = 50
-    refusal_summary_s: int = 10
+    refusal_summary_ms: int = 200  # how long a refusal beyond the budget waits for the summary that counts it
     refusal_keys_max: int = 10_000
     shutdown_s_max: int = 10
     export_queue_max: int = 2_048  # traces kept while the collector is away
     condition_characters_max: int = 2_000
     policy_file_bytes_max: int = 1_048_576
     policy_depth_max: int = 32
+    policy_nodes_max: int = 20_000  # keys, members and values of one file: 1 MiB of `- a` is half a million of them
+    policy_problems_max: int = 1_000  # a tree of nonsense must not fill memory with what is wrong about it
+    findings_max: int = 40  # reasons of one decision: they go into a record of record_bytes_max
+    finding_characters_max: int = 256
+    pin_keys_max: int = 1_024  # index entries of one rule: two `in` lists multiply
+    policy_debounce_ms: int = 50  # changes so close together are one reload
+    policy_relink_ms: int = 2_000  # a policy folder that is a link may lead elsewhere; no event tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +252,8 @@ def load(
             sources[name] = source
     limits |= _limits_from_environment(environment)
     known = {_variable(name) for name in (*SETTINGS, *(f.name for f in fields(Limits)))} | CLIENT_VARIABLES
-    warnings += [f"{name} is no setting of this version" for name in sorted(environment) if name.startswith("BROKER_") and name not in known]
+    ours = sorted(name for name in environment if name.startswith("BROKER_"))
+    warnings += [f"{name} is no setting of this version" for name in ours if name not in known]
     settings = Settings(limits=Limits(**limits), sources=sources, warnings=tuple(warnings), **values)
     _check_together(settings)
     return settings
@@ -293,8 +312,8 @@ def _check_together(settings: Settings) -> None:
     if settings.store and settings.store_url_file:
         raise SettingError("--store and --store-url-file: give one")
     if "@" in settings.store and settings.sources.get("store") == "flag" and urlsplit(settings.store).password:
-        raise SettingError("--store: a password in the arguments is seen by everyone on the machine; use --store-url-file or BROKER_STORE")
+        raise SettingError("--store: arguments can be read by everyone here; use --store-url-file or BROKER_STORE")
     if not settings.url and not is_loopback(settings.host):
-        raise SettingError("--url is needed when --host is not loopback: issuer URLs come from configuration, never from a request")
+        raise SettingError("--url is needed when --host is not loopback: issuer URLs come from configuration, not from requests")
     if settings.key_publish_before_s >= settings.key_rotate_every_s:
         raise SettingError("key_publish_before_s must be less than key_rotate_every_s")

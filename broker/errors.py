@@ -12,7 +12,7 @@
     │   ├── TokenExpired           └── TokenTooOld          └── TokenLivesTooLong
     │   ├── TokenNotYetValid       ├── TokenAudience        └── TokenReplayed
     ├── Refused                    the policy, or a revocation, says no
-    │   ├── NoRuleMatched          └── EnvNotOpen
+    │   ├── NoRuleMatched          ├── EnvNotOpen           └── RevokedUnseen
     │   ├── ClaimsNotSatisfied     ├── AmbiguousAccount
     │   ├── TargetUnknown          └── TargetsNotCombinable
     │   ├── ScopeNotGranted        ├── ScopeMissing         └── Revoked
@@ -57,11 +57,14 @@ class BrokerError(Exception):
 
 
 class RequestRejected(BrokerError):
-    """The request is wrong before anything was looked up; the same for every caller."""
+    """The request is wrong before anything was looked up; the same for every caller.
+
+    `detail` is told: it is made of constants and names of parameters, never of what the caller sent.
+    """
 
 
 class MalformedRequest(RequestRejected):
-    """A parameter is missing, repeated, undecodable or unsupported; `detail` is safe to tell, for it names parameters only."""
+    """A parameter is missing, repeated, undecodable or unsupported."""
 
     reason = wire_reason = "malformed_request"
     public = "the request is malformed"
@@ -226,6 +229,16 @@ class EnvNotOpen(NoRuleMatched):
     """environments.yaml does not open this env to the token's issuer."""
 
     reason = "env_not_open"
+
+
+class RevokedUnseen(NoRuleMatched):
+    """A revocation covers a workload that is no rule's own: on the wire it is as if no rule had matched."""
+
+    reason = "revoked"
+
+    def __init__(self, rules: Sequence[str], detail: str = "", *, reasons: Sequence[Any] = ()) -> None:
+        super().__init__(detail, reasons=reasons)
+        self.rules = tuple(rules)
 
 
 class ClaimsNotSatisfied(Refused):

@@ -146,10 +146,8 @@ class Finding:
 
     def as_dict(self) -> dict[str, Any]:
         """The form of the audit record's `reasons`."""
-        body: dict[str, Any] = {"rule": self.rule, "claim": self.claim, "held": self.held, "expected": self.expected, "seen": self.seen}
-        if self.place:
-            body["place"] = self.place
-        return body
+        body = {"rule": self.rule, "claim": self.claim, "held": self.held, "expected": self.expected, "seen": self.seen}
+        return body | ({"place": self.place} if self.place else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,3 +207,14 @@ class WouldIssue:
 
     grant: Grant
     expires_in: int
+
+
+def facts_of(workload: Workload, grant: Grant) -> Facts:
+    """What revocations can look at: the same at the exchange, in the registration, at introspection."""
+    return Facts(
+        service_account=grant.service_account,
+        issuer=workload.issuer,
+        subject=workload.subject,
+        trust_rule=grant.trust_rule,
+        claims=workload.recorded,
+    )

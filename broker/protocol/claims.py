@@ -7,12 +7,20 @@ A claim that is missing, null or of another type is not there: it matches nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 ClaimType = Literal["string", "integer", "boolean", "list", "object"]
 ClaimValue = str | int | bool | tuple[Any, ...] | Mapping[str, Any]
+
+# What every token may carry, whoever made it (RFC 7519 §4.1).  `aud` is read apart: it comes as a tuple, always.
+REGISTERED: Final = ("iss", "sub", "jti")
+
+SPIFFE_ID_BYTES_MAX: Final = 2_048  # SPIFFE-ID §2.3
+SPIFFE_TRUST_DOMAIN_BYTES_MAX: Final = 255  # SPIFFE-ID §2.3
+_SPIFFE_ID: Final = re.compile(r"spiffe://([a-z0-9._-]+)((?:/[a-zA-Z0-9._-]+)+)")
 
 PYTHON_TYPES: Final[Mapping[str, type]] = {"string": str, "integer": int, "boolean": bool, "list": list, "object": dict}
 
@@ -22,6 +30,7 @@ class ClaimSpec:
     """One claim of an issuer: its short name, its place, the JSON types that it may have.
 
     `family` marks a name that ends in `*` and stands for all claims with that prefix (GitHub's `repo_property_*`).
+    An empty `path` marks a derived claim: it is computed, never read, so that no token can write it itself.
     """
 
     name: str
@@ -44,7 +53,8 @@ def typed(value: Any, types: tuple[ClaimType, ...]) -> ClaimValue | None:
     """`value` if its exact JSON type is among `types` (a boolean is no integer), lists as tuples; else None."""
     for name in types:
         if type(value) is PYTHON_TYPES[name]:
-            return tuple(value) if type(value) is list else value
+            found: Any = value
+            return tuple(found) if name == "list" else found
     return None
 
 
@@ -53,3 +63,61 @@ def pointer(name: str) -> tuple[str, ...]:
     if not name.startswith("/"):
         return (name,)
     return tuple(step.replace("~1", "/").replace("~0", "~") for step in name[1:].split("/"))
+
+
+def read_claims(
+    payload: Mapping[str, Any],
+    claims: Mapping[str, ClaimSpec],
+    families: Iterable[ClaimSpec] = (),
+) -> dict[str, ClaimValue]:
+    """What rules may look at in a verified payload, under short names: one reading for identity, policy tests and explain.
+
+    `iss`, `sub` and `jti` are there if they are strings, `aud` as a tuple whatever its shape.  Derived claims are left out.
+    """
+    found: dict[str, ClaimValue] = {}
+    for name in REGISTERED:
+        if type(value := payload.get(name)) is str:
+            found[name] = value
+    for spec in families:
+        for name, value in _members(payload, spec):
+            found[name] = value
+    for name, spec in claims.items():
+        if spec.path and (read := spec.read(payload)) is not None:
+            found[name] = read
+    if audience := audience_of(payload):
+        found["aud"] = audience
+    else:
+        found.pop("aud", None)
+    return found
+
+
+def audience_of(payload: Mapping[str, Any]) -> tuple[str, ...]:
+    """`aud` as a tuple of strings (RFC 7519 §4.1.3); empty if it is absent or holds anything but strings."""
+    value: Any = payload.get("aud")
+    members: list[Any] = [value] if type(value) is str else value if type(value) is list else []
+    return tuple(members) if all(type(member) is str for member in members) else ()
+
+
+def derive_spiffe(sub: str) -> dict[str, ClaimValue]:
+    """`trust_domain` and `path` of a workload's SPIFFE ID (SPIFFE-ID §2); empty if it is none, or names a whole trust domain.
+
+    Strict: lower-case scheme and trust domain, no port, query, fragment, percent sign, no empty or dot segment.
+    """
+    match = _SPIFFE_ID.fullmatch(sub)
+    if match is None or len(sub) > SPIFFE_ID_BYTES_MAX or len(match[1]) > SPIFFE_TRUST_DOMAIN_BYTES_MAX:
+        return {}
+    if any(segment in (".", "..") for segment in match[2].split("/")):
+        return {}
+    return {"trust_domain": match[1], "path": match[2]}
+
+
+def _members(payload: Mapping[str, Any], family: ClaimSpec) -> Iterable[tuple[str, ClaimValue]]:
+    holder: Any = payload
+    for step in family.path[:-1]:
+        holder = holder.get(step) if type(holder) is dict else None
+    if type(holder) is not dict:
+        return
+    prefix, short = family.path[-1].removesuffix("*"), family.name.removesuffix("*")
+    for key, value in holder.items():
+        if key.startswith(prefix) and (read := typed(value, family.types)) is not None:
+            yield short + key.removeprefix(prefix), read

@@ -139,13 +139,12 @@ def _selects(name: str, wanted: Any, selectors: Mapping[str, Any], facts: Facts)
     return bool(getattr(facts, name) == wanted)
 
 
+def is_past(entry: Entry, now: float) -> bool:
+    """Whether the entry's `until` lies behind `now` (epoch seconds).  One that cannot be read never passes."""
+    return type(entry.until) is int and entry.until <= now
+
+
 def in_force(entries: Sequence[Entry], now: float) -> tuple[Entry, ...]:
-    """The revoke entries of a log that are neither lifted nor past their `until` (an unreadable `until` never passes)."""
+    """The revoke entries of a log that are neither lifted nor past."""
     lifted = {entry.lifts for entry in entries if entry.act == "lift"}
-    return tuple(
-        entry
-        for entry in entries
-        if entry.act == "revoke"
-        and entry.id not in lifted
-        and not (type(entry.until) is int and entry.until <= now)
-    )
+    return tuple(entry for entry in entries if entry.act == "revoke" and entry.id not in lifted and not is_past(entry, now))

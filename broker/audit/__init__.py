@@ -1,0 +1,1 @@
+"""What happened: the durable account of every exchange and every administrative act."""

@@ -1,0 +1,129 @@
+"""Audit records: their fields, and the bounds that keep one record on one line of at most 4 KiB.  Pure.
+
+The names are a contract with other people's SIEMs (docs/audit.md); absent means not reached.
+No token and no key ever stands here: of the subject token, its SHA-256 and the id of the key that signed it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from broker.model import Client, Draft, ExchangeRequest, Grant, Workload
+
+ID_BYTES: Final = 15  # 20 characters after the prefix
+TEXT_CHARACTERS_MAX: Final = 256
+REASONS_MAX: Final = 40
+CUT: Final = "…"
+
+_encoder = msgspec.json.Encoder()
+
+
+def new_id() -> str:
+    """A fresh record id: `aud_` and 120 random bits."""
+    return "aud_" + secrets.token_urlsafe(ID_BYTES)
+
+
+def timestamp(now: float) -> str:
+    """RFC 3339 in UTC with milliseconds."""
+    whole = int(now)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((now - whole) * 1000):03d}Z"
+
+
+def clean(text: str) -> str:
+    """Foreign text made safe for a line: controls, bidi marks and line separators as `\\uXXXX`, at most 256 characters."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+    return text if len(text) <= TEXT_CHARACTERS_MAX else text[: TEXT_CHARACTERS_MAX - 1] + CUT
+
+
+def base(kind: str, outcome: str, *, env: str, now: float, node: str, reason: str = "") -> dict[str, Any]:
+    """The fields that every record has."""
+    body: dict[str, Any] = {"id": new_id(), "time": timestamp(now), "kind": kind, "outcome": outcome}
+    if reason:
+        body["reason"] = reason
+    return body | {"env": env, "node": node}
+
+
+def add_request(body: dict[str, Any], request: ExchangeRequest) -> None:
+    """Adds what was asked, by whom on the wire."""
+    asked: dict[str, Any] = {}
+    for name, value in (("audience", request.audience), ("resource", request.resource), ("scope", request.scope)):
+        if value:
+            asked[name] = [clean(item) for item in value]
+    if request.service_account:
+        asked["service_account"] = clean(request.service_account)
+    if request.ttl_s is not None:
+        asked["ttl_s"] = request.ttl_s
+    body["requested"] = asked
+    add_call(body, request.request_id, request.trace_id, request.client)
+
+
+def add_call(body: dict[str, Any], request_id: str, trace_id: str, client: Client) -> None:
+    """Adds the ids of the call and where it came from."""
+    body["request_id"] = request_id
+    body["trace_id"] = trace_id
+    seen = {"address": client.address, "user_agent": clean(client.user_agent), "client_id": clean(client.client_id)}
+    body["client"] = {name: value for name, value in seen.items() if value}
+
+
+def add_workload(body: dict[str, Any], workload: Workload) -> None:
+    """Adds who asked, once the token has verified."""
+    body["issuer"] = workload.issuer
+    body["subject"] = clean(workload.subject)
+    body["workload"] = {"issuer": workload.iss, "subject": clean(workload.subject), "ids": dict(workload.ids)}
+    body["claims"] = {name: clean(value) for name, value in workload.recorded.items() if value is not None}
+    body["subject_token_sha256"] = workload.token_sha256
+    body["subject_token_key_id"] = clean(workload.key_id)
+
+
+def add_grant(body: dict[str, Any], grant: Grant) -> None:
+    """Adds which rule of which account said yes, and to what."""
+    body["service_account"] = grant.service_account
+    body["owner"] = grant.owner
+    body["trust_rule"] = grant.trust_rule
+    body["granted"] = {"audience": list(grant.audience), "scope": list(grant.scope), "ttl_s": grant.ttl_s}
+
+
+def add_draft(body: dict[str, Any], draft: Draft) -> None:
+    """Adds the credential that may exist from the commit on."""
+    body["jti"] = draft.jti
+    body["credential"] = {"kind": draft.kind, "key_id": draft.key_id, "expires_at": timestamp(draft.expires_at)}
+
+
+def add_reasons(body: dict[str, Any], reasons: Sequence[Any]) -> None:
+    """Adds what deciding found, at most REASONS_MAX entries."""
+    if reasons:
+        body["reasons"] = [finding.as_dict() for finding in reasons[:REASONS_MAX]]
+
+
+def encode(body: Mapping[str, Any], bytes_max: int) -> bytes:
+    """One line of JSON, at most `bytes_max`: what is bulky goes first, and `cut` then names what went."""
+    line = _encoder.encode(body)
+    if len(line) <= bytes_max:
+        return line
+    slim = dict(body)
+    cut: list[str] = []
+    for name in ("reasons", "claims", "requested", "workload", "stages_ms", "client", "detail"):
+        if name not in slim:
+            continue
+        cut.append(name)
+        if name == "reasons":
+            slim[name] = _failed_first(slim[name])
+        else:
+            del slim[name]
+        slim["cut"] = cut
+        line = _encoder.encode(slim)
+        if len(line) <= bytes_max:
+            return line
+        slim.pop(name, None)
+    return _encoder.encode({name: value for name, value in slim.items() if not isinstance(value, list | dict)} | {"cut": cut})
+
+
+def _failed_first(reasons: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What did not hold explains a refusal; what held can be read in the policy."""
+    return ([finding for finding in reasons if not finding.get("held")] or reasons)[:8]

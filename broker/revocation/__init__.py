@@ -1,0 +1,1 @@
+"""Cutting off: what this node knows of the revocation chains, and how it catches up."""

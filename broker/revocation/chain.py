@@ -1,0 +1,147 @@
+"""The chains of this node: read, verify, follow, extend (STATE.md, "A node").
+
+A slot whose log does not verify, or shows less than its witness, is closed: every exchange of it answers 503, loudly.
+Stands on store; keys arrive as bytes.  Called by exchange.py (view, catch_up) and admin/ (extend).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from secrets import token_hex
+
+from broker.errors import StoreUnavailable
+from broker.protocol.revocations import Entry, parse_entry, tag
+from broker.revocation.view import RevocationView, view_of
+from broker.revocation.witness import Seen, Witness
+from broker.store.commit import Added, ConflictAt, Duplicate, Fork, LogEntry, Position, Stale, Store, Unborn
+from broker.telemetry import log
+
+EXTEND_TRIES_MAX = 100  # each lost race means that somebody else's revocation went in
+
+
+@dataclass(slots=True)
+class Revocations:
+    """The views of all slots.  `key` is k_rev; `record` builds the audit record of a birth."""
+
+    store: Store
+    key: bytes
+    witness: Witness
+    birth_record: Callable[[str], bytes]
+    _views: dict[str, RevocationView] = field(default_factory=dict)
+    _closed: dict[str, str] = field(default_factory=dict)
+    _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
+
+    def view(self, slot: str) -> RevocationView:
+        """What this node knows of `slot`.  Raises `StoreUnavailable` while the slot is closed or was never read."""
+        if slot in self._closed:
+            raise StoreUnavailable(f"slot {slot} is closed: {self._closed[slot]}")
+        if slot not in self._views:
+            raise StoreUnavailable(f"slot {slot} has not been read yet")
+        return self._views[slot]
+
+    @property
+    def closed(self) -> Mapping[str, str]:
+        """Closed slots and why."""
+        return dict(self._closed)
+
+    async def open(self, slot: str, now: float) -> None:
+        """Reads a slot's whole log; gives birth to it where none is and no witness knows one (STATE.md, start)."""
+        async with self._lock(slot):
+            self._closed.pop(slot, None)
+            self._views.pop(slot, None)
+            if isinstance(await self.store.read(slot, None), Unborn):
+                if slot in self._witnessed(slot):
+                    return self._close(slot, "the store holds no revocation log, but this machine has seen one: an older copy?")
+                await self._birth(slot, now)
+            await self._follow(slot)
+            seen = self._witnessed(slot).get(slot)
+            if slot in self._views and seen is not None and not self._holds(self._views[slot], seen):
+                self._close(slot, f"the store's log does not hold entry {seen.n} that was seen before: an older copy was restored")
+
+    async def catch_up(self, slot: str, news: Stale | None = None) -> None:
+        """Follows the log to its present end; `news` may bring the next entries along."""
+        async with self._lock(slot):
+            if news is not None and news.entries and slot in self._views:
+                known = self._views[slot].position
+                if news.entries[0].n > known.n:
+                    self._extend_view(slot, news.entries)
+            await self._follow(slot)
+
+    async def extend(self, slot: str, entry: Entry, record: bytes) -> int:
+        """Adds an entry, again until it is in or was in already; its number.  Raises `StoreUnavailable`: it may have taken effect."""
+        for _ in range(EXTEND_TRIES_MAX):
+            await self.catch_up(slot)
+            view = self.view(slot)
+            text, n = entry.canonical(), view.position.n + 1
+            fresh = tag(self.key, slot, n, view.position.tag, text)
+            answer = await self.store.add(
+                slot, previous=view.position, n=n, tag=fresh, entry=text, id=entry.id, digest=entry.digest(), record=record
+            )
+            match answer:
+                case Added():
+                    await self.catch_up(slot)
+                    return n
+                case Duplicate(n=known):
+                    await self.catch_up(slot)
+                    return known
+                case ConflictAt():
+                    continue
+                case _:
+                    raise StoreUnavailable(f"the log of {slot} refused an entry: {type(answer).__name__}")
+        raise StoreUnavailable(f"the log of {slot} moved faster than this node could follow")
+
+    async def _birth(self, slot: str, now: float) -> None:
+        entry = Entry(id=token_hex(16), act="birth", by="broker", at=int(now))
+        text = entry.canonical()
+        await self.store.birth(slot, tag(self.key, slot, 0, "", text), text, self.birth_record(slot))
+
+    async def _follow(self, slot: str) -> None:
+        while True:
+            view = self._views.get(slot)
+            answer = await self.store.read(slot, view.position if view else None)
+            if isinstance(answer, Unborn):
+                return self._close(slot, "the revocation log is gone from the store")
+            if isinstance(answer, Fork):
+                return self._close(slot, "the store shows another history than this node has read")
+            if answer.entries:
+                self._extend_view(slot, answer.entries)
+            if not answer.more or slot in self._closed:
+                return None
+
+    def _extend_view(self, slot: str, fresh: tuple[LogEntry, ...]) -> None:
+        view = self._views.get(slot)
+        entries = list(view.entries) if view else []
+        position = view.position if view else None
+        for item in fresh:
+            previous = position.tag if position else ""
+            if tag(self.key, slot, item.n, previous, item.text) != item.tag or (position and item.n <= position.n):
+                return self._close(slot, f"entry {item.n} of the revocation log does not verify: wrong key, or tampering")
+            try:
+                entries.append(parse_entry(item.text))
+            except ValueError:
+                return self._close(slot, f"entry {item.n} of the revocation log cannot be read")
+            position = Position(index=position.index + 1 if position else 0, n=item.n, tag=item.tag)
+        if position is not None:
+            self._views[slot] = view_of(slot, position, tuple(entries))
+            self.witness.note(slot, Seen(position.n, position.tag))
+        return None
+
+    def _witnessed(self, slot: str) -> dict[str, Seen]:
+        try:
+            return self.witness.read()
+        except ValueError as error:
+            self._close(slot, str(error))
+            return {slot: Seen(0, "")}
+
+    def _holds(self, view: RevocationView, seen: Seen) -> bool:
+        # The view verifies as a chain from birth; it holds `seen` if it reached that number with that tag, or went past it.
+        return view.position.n > seen.n or (view.position.n == seen.n and view.position.tag == seen.tag)
+
+    def _close(self, slot: str, why: str) -> None:
+        self._closed[slot] = why
+        log.get("revocation").error("slot closed", slot=slot, why=why)
+
+    def _lock(self, slot: str) -> asyncio.Lock:
+        return self._locks.setdefault(slot, asyncio.Lock())

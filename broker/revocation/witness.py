@@ -1,0 +1,67 @@
+"""The witness: a small file outside the store's folder that remembers how far each chain has come.
+
+If the store ever shows less than its witness, an older copy was restored, and revocations may be missing: the node is not
+ready (STATE.md, start).  Written under a lock, only upwards, fsynced after each change.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The highest entry of a slot's chain that was ever seen: its number and tag."""
+
+    n: int
+    tag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """The file at `path`.  Several workers and nodes of one machine may share it."""
+
+    path: Path
+
+    def read(self) -> dict[str, Seen]:
+        """What was seen, by slot; empty where no file is.  Raises ValueError on a damaged file: it proves nothing then."""
+        try:
+            body = json.loads(self.path.read_text("utf-8"))
+        except FileNotFoundError:
+            return {}
+        if not isinstance(body, dict):
+            raise ValueError(f"{self.path} is damaged; move it away only if you know that the store is the newest copy")
+        return {slot: Seen(int(seen["n"]), str(seen["tag"])) for slot, seen in body.items()}
+
+    def note(self, slot: str, seen: Seen) -> None:
+        """Remembers `seen` if it is further than what the file holds."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            known = self.read()
+            if slot in known and known[slot].n >= seen.n:
+                return
+            known[slot] = seen
+            self._replace({name: {"n": entry.n, "tag": entry.tag} for name, entry in sorted(known.items())})
+        finally:
+            os.close(lock)
+
+    def _replace(self, body: dict[str, dict[str, object]]) -> None:
+        fresh = self.path.with_suffix(".new")
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, json.dumps(body).encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        fresh.rename(self.path)
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
