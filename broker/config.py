@@ -81,6 +81,9 @@ class Limits:
     refusals_unverified_per_s: int = 50
     refusal_summary_ms: int = 200  # how long a refusal beyond the budget waits for the summary that counts it
     refusal_keys_max: int = 10_000
+    credential_s_max: int = 86_400  # no credential lives longer, whatever a policy says
+    key_publish_s_min: int = 360  # the key set's max-age and a minute: every honest cache has a key before it signs
+    key_retire_s: int = 86_400 + 30 + 360  # the longest credential, leeway, the key set's max-age
     shutdown_s_max: int = 10
     export_queue_max: int = 2_048  # traces kept while the collector is away
     condition_characters_max: int = 2_000

@@ -24,9 +24,9 @@ from broker.config import Limits
 from broker.credentials.kinds import KINDS
 from broker.errors import (
     BrokerError,
-    NoRuleMatched,
     Refused,
     Revoked,
+    RevokedUnseen,
     StoreUnavailable,
     TokenReplayed,
     Unavailable,
@@ -34,10 +34,9 @@ from broker.errors import (
 from broker.identity.issuers import IssuerKeys
 from broker.identity.subject_token import authenticate
 from broker.keys.rotation import KeyRings
-from broker.model import Client, Draft, ExchangeRequest, Grant, Issued, WouldIssue, Workload
+from broker.model import Client, Draft, ExchangeRequest, Grant, Issued, WouldIssue, Workload, facts_of
 from broker.policy.compile import Tree
 from broker.policy.decide import decide
-from broker.protocol.revocations import Facts
 from broker.revocation.chain import Revocations
 from broker.revocation.view import RevocationView
 from broker.store.commit import Appended, Commit, Committed, Outcome, ParentRevoked, Replayed, Stale, Store, Unborn
@@ -74,13 +73,12 @@ class Exchange:
     node: str
     clock: Callable[[], float]
 
-    async def run(self, request: ExchangeRequest) -> Issued | WouldIssue:
-        """Exchanges a subject token, or for `/check` says what would be issued.
+    async def run(self, story: Story) -> Issued | WouldIssue:
+        """Exchanges the subject token of a story's request, or for `/check` says what would be issued.
 
         Raises a `BrokerError`, recorded already where it is a verdict; `Unavailable` where no verdict could be reached
         or recorded.
         """
-        story = Story(request)
         try:
             return await self._walk(story)
         except Unavailable:
@@ -134,9 +132,8 @@ class Exchange:
         covering = view.covering(facts_of(workload, grant), now)
         if covering:
             rules = tuple(entry.id for entry in covering)
-            if grant.own:
-                raise Revoked(rules, f"covered by {', '.join(rules)}", reasons=grant.reasons)
-            raise _revoked_stranger(rules, grant)
+            told = Revoked if grant.own else RevokedUnseen
+            raise told(rules, f"covered by {', '.join(rules)}", reasons=grant.reasons)
         return grant
 
     @stage("prepare")
@@ -213,7 +210,7 @@ class Exchange:
             body["detail"] = record.clean(refusal.detail)
         if isinstance(refusal, Refused):
             record.add_reasons(body, refusal.reasons)
-        if isinstance(refusal, Revoked):
+        if isinstance(refusal, Revoked | RevokedUnseen):
             body["revocation"] = list(refusal.rules)
         await self.store.append(request.env, record.encode(body, self.limits.record_bytes_max), now=int(now))
 
@@ -238,17 +235,6 @@ class Exchange:
         return body
 
 
-def facts_of(workload: Workload, grant: Grant) -> Facts:
-    """What revocations can look at, the same now as in the credential's registration."""
-    return Facts(
-        service_account=grant.service_account,
-        issuer=workload.issuer,
-        subject=workload.subject,
-        trust_rule=grant.trust_rule,
-        claims=workload.recorded,
-    )
-
-
 def rejected(env: str, request_id: str, trace_id: str, client: Client, *, check: bool) -> Story:
     """The story of a request whose form could not be read: who called, and nothing else."""
     empty = ExchangeRequest(
@@ -262,12 +248,3 @@ def rejected(env: str, request_id: str, trace_id: str, client: Client, *, check:
     )
     return Story(empty)
 
-
-class _RevokedStranger(NoRuleMatched):
-    """A revocation covers a workload that is no rule's own: on the wire it is as if no rule had matched."""
-
-    reason = "revoked"
-
-
-def _revoked_stranger(rules: tuple[str, ...], grant: Grant) -> NoRuleMatched:
-    return _RevokedStranger(f"covered by {', '.join(rules)}", reasons=grant.reasons)

@@ -8,9 +8,8 @@ from typing import Any
 from broker.errors import Unavailable
 from broker.keys.rotation import KeyRings
 from broker.keys.signer import sign
-from broker.model import Draft, Grant, Issued, Workload
+from broker.model import Draft, Grant, Issued, Workload, facts_of
 from broker.protocol import access_token, oauth
-from broker.protocol.revocations import Facts
 
 NAME = "access_token"
 JTI_BYTES = 16  # 128 random bits: no jti is ever met twice
@@ -41,13 +40,7 @@ def prepare(grant: Grant, workload: Workload, rings: KeyRings, issuer: str, now:
         ),
         issued_at=now,
         expires_at=expires_at,
-        facts=Facts(
-            service_account=grant.service_account,
-            issuer=workload.issuer,
-            subject=workload.subject,
-            trust_rule=grant.trust_rule,
-            claims=workload.recorded,
-        ),
+        facts=facts_of(workload, grant),
     )
 
 

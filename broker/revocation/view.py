@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from broker.protocol.revocations import Entry, Facts, covers, fact, in_force, is_past
+from broker.protocol.revocations import SELECTORS, Entry, Facts, covers, fact, in_force, is_past
 from broker.store.commit import Position
 
 _Key = tuple[str, ...]
@@ -72,7 +72,7 @@ def view_of(slot: str, position: Position, entries: tuple[Entry, ...]) -> Revoca
 def _keys(entry: Entry) -> tuple[_Key, ...]:
     """Where a rule is found: under one selector that every fact it covers must show.  None: it is looked at for everyone."""
     selectors = entry.selectors
-    if entry.unknown:
+    if entry.unknown or not set(selectors) <= SELECTORS:
         return ()
     for name in ("service_account", "subject", "trust_rule"):
         if isinstance(selectors.get(name), str):

@@ -33,9 +33,11 @@ class Witness:
             body = json.loads(self.path.read_text("utf-8"))
         except FileNotFoundError:
             return {}
-        if not isinstance(body, dict):
-            raise ValueError(f"{self.path} is damaged; move it away only if you know that the store is the newest copy")
-        return {slot: Seen(int(seen["n"]), str(seen["tag"])) for slot, seen in body.items()}
+        try:
+            return {slot: Seen(int(seen["n"]), str(seen["tag"])) for slot, seen in body.items()}
+        except (AttributeError, KeyError, TypeError):
+            hint = "move it away only if you know that the store is the newest copy"
+            raise ValueError(f"{self.path} is damaged; {hint}") from None
 
     def note(self, slot: str, seen: Seen) -> None:
         """Remembers `seen` if it is further than what the file holds."""

@@ -218,7 +218,7 @@ def _spans(trace: Trace, ended_clock_ns: int, error: str) -> list[Span]:
     root = Span(
         trace_id=trace_id,
         span_id=root_id,
-        parent_span_id=trace.parent_span_id.to_bytes(8, "big") if trace.parent_span_id else None,
+        parent_span_id=trace.parent_span_id.to_bytes(8, "big") if trace.parent_span_id else b"",
         name="exchange",
         kind=Span.SpanKind.SPAN_KIND_SERVER,
         start_time_unix_nano=trace.started_ns,

@@ -1,0 +1,1 @@
+"""What operators do: every administrative act goes through perform.py, authorised and recorded."""

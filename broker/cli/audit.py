@@ -1,0 +1,104 @@
+"""`broker audit search|tail`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from typing import Any
+
+import click
+
+from broker.audit.log import FIELDS, Query, search, tail
+from broker.cli.settings import STATE, options, settings_from
+from broker.cli.state import store_url
+from broker.cli.times import Instant
+from broker.config import Settings
+from broker.errors import CannotReach, StoreUnavailable
+from broker.store.commit import Store
+
+SYSTEM = "system"
+
+
+def filters(function: Any) -> Any:
+    """The options by which records are chosen."""
+    for name in reversed(FIELDS):
+        flag = "--" + name.replace("_", "-")
+        function = click.option(flag, name, default=None, metavar="VALUE", help=f"Only records whose {name} is VALUE.")(function)
+    function = click.option("-e", "--env", "envs", multiple=True, metavar="ENV", help="Only this env; may repeat.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="JSON lines, the whole record.")(function)
+
+
+@click.group()
+def audit() -> None:
+    """Search and follow the audit log."""
+
+
+@audit.command("search", epilog="Examples: broker audit search --outcome refused --since 2h · broker audit search --request-id req_… --json")
+@filters
+@click.option("--since", type=Instant(), default=None, help="Not older than: 15m, 2h, 7d, a date, an instant.")
+@click.option("--until", type=Instant(), default=None, help="Not newer than.")
+@click.option("--limit", default=100, show_default=True, metavar="N", help="At most so many; 0 = all.")
+@options(*STATE)
+def search_command(
+    envs: tuple[str, ...], as_json: bool, since: float | None, until: float | None, limit: int, **given: Any
+) -> None:
+    """Print matching records, newest first.  Exit code 1 when there is none."""
+    settings = settings_from(given)
+    wanted = {name: given[name] for name in FIELDS if given.get(name)}
+    found = asyncio.run(_search(settings, Query(envs, since, until, wanted, limit)))
+    for record in found:
+        click.echo(_shown(record, as_json))
+    raise SystemExit(0 if found else 1)
+
+
+@audit.command("tail", epilog="Example: broker audit tail --env prod --outcome refused")
+@filters
+@options(*STATE)
+def tail_command(envs: tuple[str, ...], as_json: bool, **given: Any) -> None:
+    """Print matching records as they come, until Ctrl-C."""
+    settings = settings_from(given)
+    wanted = {name: given[name] for name in FIELDS if given.get(name)}
+    asyncio.run(_tail(settings, Query(envs, fields=wanted), as_json))
+
+
+async def _search(settings: Settings, query: Query) -> list[dict[str, Any]]:
+    async with store_url(settings) as url:
+        store = Store(url, settings.limits)
+        try:
+            slots = query.envs or (*await store.slots(), SYSTEM)
+            return await search(store, Query(tuple(slots), query.since, query.until, query.fields, query.limit))
+        except StoreUnavailable as error:
+            raise CannotReach(error.detail or error.public, "broker doctor") from error
+        finally:
+            await store.close()
+
+
+async def _tail(settings: Settings, query: Query, as_json: bool) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with store_url(settings) as url:
+        store = Store(url, settings.limits)
+        try:
+            slots = query.envs or (*await store.slots(), SYSTEM)
+            async for record in tail(store, slots, query, stop):
+                click.echo(_shown(record, as_json))
+        except StoreUnavailable as error:
+            raise CannotReach(error.detail or error.public, "broker doctor") from error
+        finally:
+            await store.close()
+
+
+def _shown(record: dict[str, Any], as_json: bool) -> str:
+    """One line: when, where, what came of it, who, as whom; the whole record as JSON where asked for."""
+    if as_json:
+        return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+    who = " ".join(part for part in (record.get("issuer", ""), record.get("subject", "")) if part)
+    if record.get("act"):
+        count = f" x{record['count']}" if record.get("count") else ""
+        who = f"{record['act']}{count} {record.get('actor', {}).get('name', '')}".strip()
+    account = f" -> {record['service_account']}" if record.get("service_account") else ""
+    reason = f" {record['reason']}" if record.get("reason") else ""
+    request = f"  {record['request_id']}" if record.get("request_id") else ""
+    return f"{record.get('time', '')}  {record.get('env', ''):<8} {record.get('outcome', ''):<12}{reason}  {who}{account}{request}"

@@ -1,0 +1,154 @@
+"""`broker revoke …`, `broker revoke list`, `broker revoke lift`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from secrets import token_urlsafe
+from typing import Any
+
+import click
+
+from broker.admin.acts import Lift, Revoke
+from broker.cli.settings import POLICY, STATE, options, settings_from
+from broker.cli.state import load_policy, open_envs, opened
+from broker.cli.times import Instant
+from broker.config import Settings
+from broker.node import local_operator
+from broker.protocol.revocations import Entry, in_force
+
+EXAMPLES = (
+    "Examples: broker revoke --service-account svc-payments-deploy --reason 'INC-417: leaked token' · "
+    "broker revoke --issuer github --where repository_id=7432112 --until 2h --reason 'INC-417'"
+)
+
+
+@click.group(invoke_without_command=True, epilog=EXAMPLES)
+@click.option("--service-account", metavar="NAME", help="Cut off this service account.")
+@click.option("--issuer", metavar="NAME", help="Cut off what this issuer of issuers.yaml identifies.")
+@click.option("--subject", metavar="TEXT", help="Cut off this exact subject.")
+@click.option("--trust-rule", metavar="NAME", help="Cut off what this trust rule lets in.")
+@click.option("--where", "where", multiple=True, metavar="CLAIM=VALUE", help="Cut off workloads with this claim; needs --issuer.")
+@click.option("-e", "--env", "envs", multiple=True, metavar="ENV", help="Only in this env; may repeat (default: every env).")
+@click.option("--until", type=Instant(ahead=True), default=None, help="End by itself: 2h, a date, an instant (default: until lifted).")
+@click.option("--reason", default="", metavar="TEXT", help="Why: it stands in the audit log.")
+@click.option("--id", "act_id", default=None, metavar="ID", help="Repeat an act whose outcome was not certain.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines.")
+@options(*STATE, *POLICY)
+@click.pass_context
+def revoke(ctx: click.Context, where: tuple[str, ...], act_id: str | None, yes: bool, as_json: bool, **given: Any) -> None:
+    """Cut off whatever all given selectors cover: no exchange that commits later yields a credential, on any node.
+
+    Credentials that are out already end at their expiry, minutes later.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    selectors: dict[str, Any] = {
+        name: given[name] for name in ("service_account", "issuer", "subject", "trust_rule") if given.get(name)
+    }
+    if where:
+        selectors["claims"] = dict(_claim(text) for text in where)
+    if not selectors:
+        raise click.UsageError("say what to cut off: --service-account, --issuer, --subject, --trust-rule or --where")
+    if not given["reason"]:
+        raise click.UsageError("--reason is missing: whoever is cut off will ask why")
+    act_id = act_id or token_urlsafe(12)
+    if not as_json:
+        click.echo(f"revocation {act_id}: {_words(selectors)} in {', '.join(given['envs']) or 'every env'}", err=True)
+    _confirm(yes, "Cut this off now?")
+    until = int(given["until"]) if given["until"] is not None else None
+    act = Revoke(id=act_id, selectors=selectors, envs=given["envs"], reason=given["reason"], until=until)
+    results = asyncio.run(_perform(settings_from(given), act))
+    _report("REVOKED", act_id, results, as_json, f"undo: broker revoke lift {act_id} --reason TEXT")
+
+
+@revoke.command("lift", epilog="Example: broker revoke lift 9fK2… --reason 'INC-417 closed'")
+@click.argument("revocation")
+@click.option("-e", "--env", "envs", multiple=True, metavar="ENV", help="Only in this env; may repeat (default: every env).")
+@click.option("--reason", required=True, metavar="TEXT", help="Why: it stands in the audit log.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines.")
+@options(*STATE, *POLICY)
+def lift_command(revocation: str, envs: tuple[str, ...], reason: str, yes: bool, as_json: bool, **given: Any) -> None:
+    """End a revocation."""
+    _confirm(yes, f"Lift {revocation} now?")
+    act = Lift(id=token_urlsafe(12), lifts=revocation, envs=envs, reason=reason)
+    _report("LIFTED", revocation, asyncio.run(_perform(settings_from(given), act)), as_json, "")
+
+
+@revoke.command("list", epilog="Example: broker revoke list --env prod")
+@click.option("-e", "--env", "envs", multiple=True, metavar="ENV", help="Only this env; may repeat.")
+@click.option("--limit", default=100, show_default=True, metavar="N", help="At most so many; 0 = all.")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines.")
+@options(*STATE, *POLICY)
+def list_command(envs: tuple[str, ...], limit: int, as_json: bool, **given: Any) -> None:
+    """Print the revocations in force, newest first."""
+    rows = asyncio.run(_in_force(settings_from(given), envs))
+    for env, entry in rows[:limit] if limit else rows:
+        body = {"env": env, "id": entry.id, "selectors": dict(entry.selectors), "until": entry.until, "by": entry.by}
+        body |= {"at": entry.at, "reason": entry.reason}
+        if as_json:
+            click.echo(json.dumps(body, ensure_ascii=False))
+        else:
+            end = f"until {_moment(entry.until)}" if entry.until else "until lifted"
+            click.echo(f"{entry.id}  {env:<8} {_words(entry.selectors)}  {end}  by {entry.by} {_moment(entry.at)}: {entry.reason}")
+
+
+async def _perform(settings: Settings, act: Revoke | Lift) -> dict[str, Any]:
+    async with opened(settings) as state:
+        if not await load_policy(state):
+            click.echo("warning: the policy tree does not load, so selectors were not checked against it", err=True)
+        envs = await open_envs(state, act.envs)
+        if isinstance(act, Revoke):
+            act = Revoke(act.id, act.selectors, envs, act.reason, act.until)
+        else:
+            act = Lift(act.id, act.lifts, envs, act.reason)
+        return dict((await state.node.admin.perform(act, local_operator())).results)
+
+
+async def _in_force(settings: Settings, envs: tuple[str, ...]) -> list[tuple[str, Entry]]:
+    async with opened(settings) as state:
+        chosen = await open_envs(state, envs)
+        found = [
+            (env, entry) for env in chosen for entry in in_force(state.node.revocations.view(env).entries, time.time())
+        ]
+    return sorted(found, key=lambda item: item[1].at, reverse=True)
+
+
+def _claim(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name or not value:
+        raise click.UsageError(f"--where `{text}` is no CLAIM=VALUE; example: --where repository_id=7432112")
+    return name, value
+
+
+def _confirm(yes: bool, question: str) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError("no terminal to ask on; say --yes")
+    click.confirm(question, abort=True, err=True)
+
+
+def _report(word: str, act_id: str, results: dict[str, Any], as_json: bool, after: str) -> None:
+    if as_json:
+        for env, n in results.items():
+            click.echo(json.dumps({"id": act_id, "env": env, "n": n}))
+        return
+    places = ", ".join(f"{env} (entry {n})" for env, n in results.items())
+    click.echo(f"{word} {act_id} in {places}")
+    if after:
+        click.echo(after)
+
+
+def _words(selectors: Any) -> str:
+    parts = [f"{name} {value}" for name, value in selectors.items() if name != "claims"]
+    parts += [f"{claim}={value}" for claim, value in selectors.get("claims", {}).items()]
+    return ", ".join(parts)
+
+
+def _moment(at: int | None) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at)) if at is not None else ""

@@ -1,0 +1,45 @@
+"""`broker serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import click
+
+from broker.cli.settings import options, settings_from
+from broker.config import SETTINGS, Settings
+from broker.telemetry import log
+from broker.web.supervisor import Supervisor, WorkerFailed
+from broker.web.worker import Report
+
+
+@click.command(
+    epilog="Examples: broker serve · broker serve --url https://broker.acme.example --host 0.0.0.0 --tls-cert c.pem --tls-key k.pem"
+)
+@options(*SETTINGS)
+def serve(**given: Any) -> None:
+    """Run the broker: an embedded store in --data, one authorization server for each env of the policy.
+
+    SIGHUP reloads the policy; SIGTERM finishes what is under way and stops.
+    """
+    settings = settings_from(given)
+    log.configure(settings.log_level)
+    try:
+        asyncio.run(Supervisor(settings, _announce).run())
+    except WorkerFailed as failed:
+        for problem in failed.report.problems:
+            click.echo(problem, err=True)
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {failed.detail}", err=True)
+        for hint in failed.hints:
+            click.echo(f"{click.style('hint:', fg='cyan')} {hint}", err=True)
+        sys.exit(failed.report.exit_code)
+
+
+def _announce(settings: Settings, report: Report) -> None:
+    facts = dict(report.facts or {})
+    log.get("serve").info("serving", url=settings.base_url, workers=settings.workers, **facts)
+    if sys.stderr.isatty():
+        envs = ", ".join(facts.get("envs", ()))
+        click.echo(f"serving {envs} at {settings.base_url}; first steps: docs/start/first-exchange.md", err=True)

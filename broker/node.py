@@ -1,0 +1,328 @@
+"""One running broker: builds every room, starts them in order, reloads, and stops them in order.
+
+The composition root: what a room needs from a neighbour is wired here and nowhere else.  Owns the background tasks.
+Order of start: store > keys > policy > revocation chains > issuers' keys; stop is the reverse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from broker.admin.acts import Actor
+from broker.admin.perform import ALL_SCOPES, Admin
+from broker.audit import record
+from broker.audit.refusals import RefusalBudget
+from broker.config import Settings
+from broker.errors import CannotStart, KeysUnavailable, PolicyInvalid, StoreUnavailable
+from broker.exchange import Exchange
+from broker.identity.issuers import IssuerKeys
+from broker.keys.rotation import KeyRings
+from broker.keys.sealed import KeyEncryptionKey
+from broker.policy.live import LivePolicy, ReloadOutcome
+from broker.revocation.chain import Revocations
+from broker.revocation.witness import Witness
+from broker.store.commit import Store, StoreHealth
+from broker.telemetry import log, metrics
+from broker.telemetry.trace import Tracer
+
+SYSTEM_SLOT = "system"
+HEALTH_EVERY_S = 1.0
+WITNESS = "witness"
+
+Clock = Callable[[], float]
+
+
+def node_name(worker: int) -> str:
+    """This host and worker, as records name them."""
+    return f"{socket.gethostname()}/{worker}"
+
+
+def local_operator() -> Actor:
+    """The person at this machine: whoever can read the key-encryption key may do every act."""
+    name = os.environ.get("SUDO_USER") or os.environ.get("USER") or f"uid {os.getuid()}"
+    return Actor("operator", f"{name}@{socket.gethostname()}", ALL_SCOPES)
+
+
+@dataclass(slots=True)
+class Node:
+    """One worker's rooms.  `await Node.open(...)` builds it, `run` keeps it, `close` ends it."""
+
+    settings: Settings
+    name: str
+    store: Store
+    policy: LivePolicy
+    issuer_keys: IssuerKeys
+    rings: KeyRings
+    revocations: Revocations
+    exchange: Exchange
+    admin: Admin
+    tracer: Tracer
+    clock: Clock
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    health: StoreHealth | None = None
+    reload_broken: str = ""
+    on_change: Callable[[Node], None] = lambda _node: None
+    _envs: set[str] = field(default_factory=set)
+    _reloads: asyncio.Queue[ReloadOutcome] = field(default_factory=asyncio.Queue)
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @classmethod
+    async def open(cls, settings: Settings, store_url: str, key: KeyEncryptionKey, *, worker: int = 0, clock: Clock = time.time) -> Node:
+        """Builds and starts a node on a store that runs already.
+
+        Raises `PolicyInvalid` when the first tree does not load, `CannotStart` or `StoreUnavailable` when the store is
+        not fit to serve.
+        """
+        node = build(settings, store_url, key, worker=worker, clock=clock)
+        try:
+            await node.start()
+        except BaseException:
+            await node.close()
+            raise
+        return node
+
+    def serves(self, env: str) -> bool:
+        """Whether this node answers for an env."""
+        return env in self._envs
+
+    @property
+    def envs(self) -> tuple[str, ...]:
+        """The envs that this node answers for, sorted."""
+        return tuple(sorted(self._envs))
+
+    async def start(self) -> None:
+        """Loads policy, keys and revocation chains; background tasks begin."""
+        await self._check_store()
+        outcome = await self.policy.reload()
+        if outcome.problems:
+            raise PolicyInvalid(f"{self.settings.policies} does not load", "broker policy check", problems=outcome.problems)
+        await self._follow_policy()
+        await self.issuer_keys.warm(self.policy.current().issuers.by_name.values())
+        _settle_memory()
+        for work in (self.policy.watch, self._follow_reloads, self.issuer_keys.run, self.rings.run, self._watch_store):
+            self._tasks.append(asyncio.create_task(self._keep(work)))
+
+    async def reload(self) -> ReloadOutcome:
+        """Reads the policy folder again, now."""
+        return await self.policy.reload()
+
+    def hear_reload(self, outcome: ReloadOutcome) -> None:
+        """Follows a reload, one after the other, outside the watch that found it."""
+        if outcome.outcome != "unchanged":
+            self._reloads.put_nowait(outcome)
+
+    async def _follow_reloads(self, _stop: asyncio.Event) -> None:
+        while True:
+            await self._after_reload(await self._reloads.get())
+
+    async def _after_reload(self, outcome: ReloadOutcome) -> None:
+        """What follows a reload, good or bad: metric, log, record, new envs opened, new issuers warmed."""
+        broken = bool(outcome.problems)
+        self.reload_broken = str(outcome.problems[0]) if broken else ""
+        metrics.POLICY_RELOADS.labels("failed" if broken else "done").inc()
+        metrics.POLICY_BROKEN.set(1 if broken else 0)
+        if broken:
+            log.get("policy").error("reload failed, the last good tree stays", problems=[str(p) for p in outcome.problems[:10]])
+        else:
+            log.get("policy").info("reloaded", old=outcome.old_revision, new=outcome.new_revision)
+            await self._follow_policy()
+            tree = self.policy.current()
+            self.issuer_keys.retain(tree.issuers.by_name.values())
+            await self.issuer_keys.warm(tree.issuers.by_name.values())
+            _settle_memory()
+        await self._record_reload(outcome)
+        self.on_change(self)
+
+    async def close(self) -> None:
+        """Ends background tasks, sends what is queued, closes the store."""
+        self.stopping.set()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.issuer_keys.close()
+        await asyncio.to_thread(self.tracer.stop, 2.0)
+        await self.store.close()
+
+    def failing(self) -> dict[str, str]:
+        """What makes this node unfit for traffic; empty when it is ready."""
+        found: dict[str, str] = {}
+        if self.stopping.is_set():
+            found["stopping"] = "this process is ending"
+        if self.health is None or not self.health.reachable:
+            found["store"] = self.health.detail if self.health else "not looked at yet"
+        for slot, why in self.revocations.closed.items():
+            found[f"revocations {slot}"] = why
+        for env in self._envs:
+            try:
+                self.rings.signing_key(env, "ES256")
+            except KeysUnavailable as error:
+                found[f"keys {env}"] = error.detail or error.public
+        if not self._envs:
+            found["policy"] = "no tree has been loaded"
+        return found
+
+    def degraded(self) -> tuple[str, ...]:
+        """What an operator should look at while traffic goes on."""
+        found = [f"policy: {self.reload_broken}"] if self.reload_broken else []
+        for issuer, health in self.issuer_keys.health().items():
+            if health.last_error:
+                found.append(f"issuer {issuer}: {health.last_error}")
+        if self.health is not None:
+            found += [f"store: {problem}" for problem in self.health.problems]
+        return tuple(found)
+
+    async def _follow_policy(self) -> None:
+        tree = self.policy.current()
+        wanted = set(tree.envs) & set(self.settings.envs) if self.settings.envs else set(tree.envs)
+        for env in sorted(wanted - self._envs):
+            await self.rings.open(env)
+            await self.revocations.open(env, self.clock())
+            self._envs.add(env)
+        self._envs &= wanted
+
+    async def _record_reload(self, outcome: ReloadOutcome) -> None:
+        now = self.clock()
+        body = record.base("system", "failed" if outcome.problems else "done", env=SYSTEM_SLOT, now=now, node=self.name)
+        body |= {"act": "policy_reload", "actor": {"kind": "broker", "name": self.name}}
+        body |= {"before": {"policy_revision": outcome.old_revision or ""}, "after": {"policy_revision": outcome.new_revision or ""}}
+        if outcome.problems:
+            body["detail"] = record.clean(str(outcome.problems[0]))
+            body["count"] = len(outcome.problems)
+        try:
+            await self.store.append(SYSTEM_SLOT, record.encode(body, self.settings.limits.record_bytes_max), now=int(now))
+        except StoreUnavailable as error:
+            metrics.RECORDS_DROPPED.labels("system").inc()
+            log.get("policy").error("a reload could not be recorded", cause=error)
+
+    async def _check_store(self) -> None:
+        self.health = await self.store.check()
+        if not self.health.reachable:
+            raise CannotStart(self.health.detail, "broker doctor")
+        wanted = self.settings.durability
+        if wanted and self.health.durability != wanted:
+            raise CannotStart(
+                f"the store promises `{self.health.durability}`, and `{wanted}` is asked for", *self.health.problems
+            )
+
+    async def _watch_store(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            self.health = await self.store.check()
+            if self.health.reachable:
+                await self._reopen_closed()
+            for issuer, health in self.issuer_keys.health().items():
+                if health.age_s is not None:
+                    metrics.JWKS_AGE_SECONDS.labels(issuer).set(health.age_s)
+            try:
+                await asyncio.wait_for(stop.wait(), HEALTH_EVERY_S)
+            except TimeoutError:
+                continue
+
+    async def _reopen_closed(self) -> None:
+        """A slot that could not be read is tried again; one that shows another history stays closed until a person acts."""
+        for env in self._envs:
+            try:
+                self.revocations.view(env)
+            except StoreUnavailable:
+                if env not in self.revocations.closed:
+                    await self.revocations.open(env, self.clock())
+
+    async def _keep(self, work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+        """Runs a background task for good: one that dies is logged and begun again."""
+        while not self.stopping.is_set():
+            try:
+                await work(self.stopping)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                log.get("node").error("a background task died and is begun again", task=getattr(work, "__qualname__", ""), exc_info=error)
+                await asyncio.sleep(1)
+
+
+def build(settings: Settings, store_url: str, key: KeyEncryptionKey, *, worker: int = 0, clock: Clock = time.time) -> Node:
+    """All rooms of a node, wired and not yet started."""
+    limits, name = settings.limits, node_name(worker)
+    store = Store(store_url, limits)
+
+    async def append(slot: str, line: bytes, now: int) -> None:
+        await store.append(slot, line, now=now)
+
+    def birth_record(slot: str) -> bytes:
+        body = record.base("system", "done", env=slot, now=clock(), node=name)
+        body |= {"act": "revocation_log_birth", "actor": {"kind": "broker", "name": name}}
+        return record.encode(body, limits.record_bytes_max)
+
+    def keys_record(slot: str, act: str) -> bytes:
+        body = record.base("system", "done", env=slot, now=clock(), node=name)
+        body |= {"act": act, "actor": {"kind": "broker", "name": name}}
+        return record.encode(body, limits.record_bytes_max)
+
+    heard: list[Callable[[ReloadOutcome], None]] = []
+
+    def on_reload(outcome: ReloadOutcome) -> None:
+        for hear in heard:
+            hear(outcome)
+
+    policy = LivePolicy(
+        settings.policies, limits, on_reload=on_reload, today=lambda: int(clock()), poll_s=settings.policy_poll_s
+    )
+    issuer_keys = IssuerKeys(limits)
+    rings = KeyRings(
+        store,
+        key,
+        limits=limits,
+        rotate_every_s=settings.key_rotate_every_s,
+        publish_before_s=settings.key_publish_before_s,
+        record=keys_record,
+    )
+    revocations = Revocations(
+        store=store, key=key.derive("revocation"), witness=Witness(Path(settings.data) / WITNESS), birth_record=birth_record
+    )
+    exchange = Exchange(
+        tree=policy.current,
+        issuer_keys=issuer_keys,
+        rings=rings,
+        revocations=revocations,
+        store=store,
+        refusals=RefusalBudget(append, name, limits),
+        base_url=settings.base_url,
+        limits=limits,
+        node=name,
+        clock=clock,
+    )
+    admin = Admin(
+        store=store,
+        revocations=revocations,
+        rings=rings,
+        issuers=lambda: policy.current().issuers,
+        node=name,
+        limits=limits,
+        clock=clock,
+    )
+    node = Node(
+        settings=settings,
+        name=name,
+        store=store,
+        policy=policy,
+        issuer_keys=issuer_keys,
+        rings=rings,
+        revocations=revocations,
+        exchange=exchange,
+        admin=admin,
+        tracer=Tracer(os.environ, queue_max=limits.export_queue_max, node=name),
+        clock=clock,
+    )
+    heard.append(node.hear_reload)
+    return node
+
+
+def _settle_memory() -> None:
+    """What lives as long as the tree is taken out of the collector's sight: one full collection at 100,000 accounts stops a worker for half a second."""
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,1 @@
+"""HTTP at the edge: routes, limits, and the one table from errors to answers."""

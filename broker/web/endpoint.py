@@ -1,0 +1,218 @@
+"""The token endpoint's ASGI side: bounded body in, one answer out, every time.
+
+Kept apart from the reading of forms (web/token.py), so that the order of what touches the wire is on one screen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from broker.config import Limits
+from broker.errors import BrokerError, MalformedRequest, RequestRejected, Stopping, Unavailable
+from broker.exchange import Exchange, Story, rejected
+from broker.model import Client, Issued
+from broker.telemetry import log, metrics, trace
+from broker.web import errors, token
+from broker.web.address import client_address
+
+Headers = dict[bytes, bytes]
+FORM = b"application/x-www-form-urlencoded"
+NO_STORE = [(b"content-type", b"application/json"), (b"cache-control", b"no-store"), (b"pragma", b"no-cache")]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEndpoint:
+    """`POST /{env}/token` and `/{env}/check`.  `serves` says whether an env exists here; `stopping` that this process ends."""
+
+    exchange: Exchange
+    tracer: trace.Tracer
+    limits: Limits
+    incoming: trace.Incoming
+    trusted_proxies: tuple[str, ...]
+    stopping: Callable[[], bool]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any, env: str, check: bool) -> None:
+        """One request, as ASGI hands it over."""
+        headers, repeated = _headers(scope)
+        current = trace.begin(_trace_headers(headers), self.incoming)
+        started = time.perf_counter()
+        request_id = token.new_request_id()
+        ids = [(b"x-request-id", request_id.encode()), (b"traceresponse", current.traceresponse.encode())]
+        refused = _envelope(scope, headers, repeated, self.limits)
+        body = await _body(receive, self.limits.body_bytes_max) if refused is None else None
+        if refused is None and body is None:
+            refused = 413, "the body is larger than is accepted here", []
+        if refused is not None or body is None:
+            return await self._turn_away(send, refused or (400, "", []), ids)
+        client = Client(
+            address=client_address(scope, headers, self.trusted_proxies),
+            user_agent=headers.get(b"user-agent", b"").decode("latin-1"),
+        )
+        status, outcome, answer, extra = await self._serve(env, request_id, current, body, headers, client, scope, check)
+        await _reply(send, status, answer, NO_STORE + ids + extra)
+        metrics.EXCHANGE_SECONDS.labels(env, outcome).observe(time.perf_counter() - started)
+        current.attributes.update({"broker.env": env, "broker.outcome": outcome, "http.response.status_code": status})
+        self.tracer.finish(current, error=str(status) if status >= 500 else "")
+
+    async def _serve(
+        self,
+        env: str,
+        request_id: str,
+        current: trace.Trace,
+        body: bytes,
+        headers: Headers,
+        client: Client,
+        scope: Any,
+        check: bool,
+    ) -> tuple[int, str, bytes, list[tuple[bytes, bytes]]]:
+        """Status, outcome, body and extra headers of the answer; never raises."""
+        issuer, trace_id = f"{self.exchange.base_url}/{env}", current.trace_id_hex
+        counter = metrics.CHECKS if check else metrics.EXCHANGES
+        grant_type, story = "", None
+        try:
+            if self.stopping():
+                raise Stopping
+            story = await self._story(env, request_id, trace_id, body, headers, client, scope, check)
+            grant_type = story.request.grant_type
+            done = await self.exchange.run(story)
+        except BrokerError as error:
+            outcome = "unavailable" if isinstance(error, Unavailable) else "refused"
+            if outcome == "unavailable":
+                log.get("exchange").warning("unavailable", env=env, reason=error.reason, detail=error.detail, request_id=request_id)
+            counter.labels(env, _issuer(story), outcome, error.reason).inc()
+            status, answer, extra = errors.answer(
+                error, issuer=issuer, grant_type=grant_type, request_id=request_id, trace_id=trace_id
+            )
+            return status, outcome, answer, extra
+        except Exception as error:
+            log.get("exchange").error("unforeseen", env=env, request_id=request_id, exc_info=error)
+            counter.labels(env, _issuer(story), "failed", "server_error").inc()
+            status, answer, extra = errors.answer(
+                error, issuer=issuer, grant_type=grant_type, request_id=request_id, trace_id=trace_id
+            )
+            return status, "failed", answer, extra
+        outcome = "would_issue" if check else "issued"
+        counter.labels(env, _issuer(story), outcome, "").inc()
+        if isinstance(done, Issued):
+            return 200, outcome, token.issued_body(done), []
+        return 200, outcome, token.would_issue_body(done, request_id, trace_id), []
+
+    async def _story(
+        self,
+        env: str,
+        request_id: str,
+        trace_id: str,
+        body: bytes,
+        headers: Headers,
+        client: Client,
+        scope: Any,
+        check: bool,
+    ) -> Story:
+        """Reads the form into the story of this exchange; what is wrong with it is recorded before it is answered."""
+        try:
+            if scope["query_string"]:  # RFC 6749 §2.3.1: never in a URI, which ends up in logs
+                raise MalformedRequest("parameters belong into the body, not into the query")
+            form = token.read_form(body, self.limits)
+            if "client_id" in form:
+                client = Client(client.address, client.user_agent, form["client_id"][0])
+            request = token.read_request(
+                form,
+                env=env,
+                request_id=request_id,
+                trace_id=trace_id,
+                client=client,
+                authorization=b"authorization" in headers,
+                check=check,
+                limits=self.limits,
+            )
+        except RequestRejected as refusal:
+            await self.exchange.refuse(rejected(env, request_id, trace_id, client, check=check), refusal)
+            raise
+        return Story(request)
+
+    async def _turn_away(self, send: Any, refused: tuple[int, str, list[tuple[bytes, bytes]]], ids: list[tuple[bytes, bytes]]) -> None:
+        """What never became a form: counted, not recorded."""
+        status, sentence, extra = refused
+        metrics.REQUESTS_REJECTED.labels(str(status)).inc()
+        body = f'{{"error":"invalid_request","error_description":"{sentence}","request_id":"{ids[0][1].decode()}"}}'
+        close = [(b"connection", b"close")] if status == 413 else []
+        await _reply(send, status, body.encode(), NO_STORE + ids + extra + close)
+
+
+def _issuer(story: Story | None) -> str:
+    return story.workload.issuer if story is not None and story.workload is not None else ""
+
+
+def _headers(scope: Any) -> tuple[Headers, set[bytes]]:
+    headers: Headers = {}
+    repeated: set[bytes] = set()
+    for name, value in scope["headers"]:
+        if name in headers:
+            repeated.add(name)
+        headers[name] = value
+    return headers, repeated
+
+
+def _trace_headers(headers: Headers) -> dict[str, str] | None:
+    if b"traceparent" not in headers:
+        return None
+    found = {"traceparent": headers[b"traceparent"].decode("latin-1")}
+    if b"tracestate" in headers and len(headers[b"tracestate"]) <= 512:
+        found["tracestate"] = headers[b"tracestate"].decode("latin-1")
+    return found
+
+
+def _envelope(
+    scope: Any, headers: Headers, repeated: set[bytes], limits: Limits
+) -> tuple[int, str, list[tuple[bytes, bytes]]] | None:
+    """What is wrong with method, media type or announced size (RFC 9110 §15.5); None if nothing is."""
+    length = headers.get(b"content-length", b"0")
+    if length.isdigit() and int(length) > limits.body_bytes_max:
+        return 413, "the body is larger than is accepted here", []
+    if scope["method"] != "POST":
+        return 405, "this endpoint takes POST only", [(b"allow", b"POST")]
+    if not _is_form(headers.get(b"content-type", b"")) or b"content-type" in repeated:
+        return 415, "the body must be application/x-www-form-urlencoded", [(b"accept", FORM)]
+    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+        return 415, "the body must not be compressed", []
+    if b"authorization" in repeated:
+        return 400, "Authorization is sent twice", []
+    return None
+
+
+def _is_form(content_type: bytes) -> bool:
+    """`application/x-www-form-urlencoded`, with no parameter but charset=utf-8, in any case."""
+    if content_type == FORM:
+        return True
+    kind, _, parameters = content_type.partition(b";")
+    if kind.strip().lower() != FORM:
+        return False
+    return parameters.strip().lower() in {b"", b"charset=utf-8", b'charset="utf-8"'}
+
+
+async def _body(receive: Any, bytes_max: int) -> bytes | None:
+    """The whole body, or None if it grows over the limit."""
+    message = await receive()
+    body = message.get("body", b"")
+    if not message.get("more_body", False):
+        return body if len(body) <= bytes_max else None
+    parts = [body]
+    size = len(body)
+    while message.get("more_body", False):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return b""
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > bytes_max:
+            return None
+    return b"".join(parts)
+
+
+async def _reply(send: Any, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    sized = [*headers, (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": sized})
+    await send({"type": "http.response.body", "body": body})

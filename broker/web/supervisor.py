@@ -1,0 +1,207 @@
+"""The parent process: owns the embedded store and the sockets, starts workers, keeps them running, ends them in order.
+
+Serves no request itself.  SIGTERM and SIGINT stop, SIGHUP reloads the policy in every worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from broker.config import Settings
+from broker.errors import CannotStart
+from broker.keys.sealed import key_encryption_key
+from broker.store.embedded import EmbeddedStore
+from broker.telemetry import log
+from broker.web import worker
+from broker.web.worker import Assignment, Report
+
+BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
+ALIVE_POLL_S = 0.2
+KILL_AFTER_S = 3.0  # beyond the workers' own grace
+
+_spawn = multiprocessing.get_context("spawn")
+
+
+class WorkerFailed(CannotStart):
+    """A worker could not start; carries its own exit code."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(report.detail, *report.hints)
+        self.report = report
+
+
+@dataclass(slots=True)
+class _Child:
+    process: BaseProcess
+    line: Connection
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """One `broker serve`.  `on_ready` hears once, with the final settings and a worker's facts."""
+
+    settings: Settings
+    on_ready: Callable[[Settings, Report], None]
+    _stop: asyncio.Event = field(default_factory=asyncio.Event)
+    _children: dict[int, _Child] = field(default_factory=dict)
+    _announced: bool = False
+
+    async def run(self) -> None:
+        """Serves until a signal says stop.  Raises `CannotStart` and its kin where it cannot begin."""
+        key_encryption_key(self.settings)  # made or refused before anything else starts
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._tell_all, "reload")
+        if self.settings.store or self.settings.store_url_file:
+            await self._serve(external_store(self.settings))
+            return
+        store = EmbeddedStore(self.settings.data, self.settings.limits)
+        try:
+            url = await store.start()
+            keeping = asyncio.create_task(store.supervise(self._stop))
+            try:
+                await self._serve(url)
+            finally:
+                self._stop.set()
+                await keeping
+        finally:
+            await store.stop()
+
+    async def _serve(self, store_url: str) -> None:
+        public = _listen(self.settings.host, self.settings.port)
+        settings = replace(self.settings, port=public[0].getsockname()[1])
+        admin = _listen(*_host_port(settings.admin_bind)) if settings.admin_bind else ()
+        board = _fresh_folder(settings.data / "run" / "workers")
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_fresh_folder(settings.data / "run" / "metrics"))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in range(settings.workers):
+                    assignment = Assignment(settings, number, store_url, board, public, admin)
+                    group.create_task(self._keep(assignment))
+        except* WorkerFailed as failed:
+            raise failed.exceptions[0] from None
+        finally:
+            for listener in (*public, *admin):
+                listener.close()
+
+    async def _keep(self, assignment: Assignment) -> None:
+        """One worker, begun again when it dies; the first failure to start ends everything."""
+        failures = 0
+        try:
+            while not self._stop.is_set():
+                child = self._children[assignment.number] = _begin(assignment)
+                report = await self._report(child)
+                if report.ready:
+                    failures = 0
+                    self._announce(assignment.settings, report)
+                elif not self._announced:
+                    self._stop.set()
+                    raise WorkerFailed(report)
+                await self._gone(child)
+                if self._stop.is_set():
+                    return
+                log.get("supervisor").error("a worker died", worker=assignment.number, exit=child.process.exitcode)
+                await self._pause(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+                failures += 1
+        finally:
+            await self._end(self._children.get(assignment.number))
+
+    async def _report(self, child: _Child) -> Report:
+        """What the worker says of its start.  Its sudden end is an answer too."""
+        while not self._stop.is_set():
+            if child.line.poll():
+                with suppress(EOFError, OSError):
+                    return child.line.recv()
+                return Report(ready=False, detail="a worker ended before it was ready", hints=("look at its log above",))
+            if not child.process.is_alive() and not child.line.poll():
+                return Report(ready=False, detail="a worker ended before it was ready", hints=("look at its log above",))
+            await asyncio.sleep(ALIVE_POLL_S / 10)
+        return Report(ready=True)
+
+    async def _gone(self, child: _Child) -> None:
+        while child.process.is_alive() and not self._stop.is_set():
+            await self._pause(ALIVE_POLL_S)
+
+    async def _end(self, child: _Child | None) -> None:
+        """Asks a worker to stop, waits for its grace, kills what is left."""
+        if child is None:
+            return
+        _tell(child, "stop")
+        deadline = asyncio.get_running_loop().time() + self.settings.limits.shutdown_s_max + KILL_AFTER_S
+        while child.process.is_alive() and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(ALIVE_POLL_S / 10)
+        if child.process.is_alive():
+            child.process.kill()
+        child.process.join()
+        child.line.close()
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)
+
+    def _announce(self, settings: Settings, report: Report) -> None:
+        if not self._announced:
+            self._announced = True
+            self.on_ready(settings, report)
+
+    def _tell_all(self, word: str) -> None:
+        for child in self._children.values():
+            _tell(child, word)
+
+
+def external_store(settings: Settings) -> str:
+    """The URL of an external store, from the setting or from the file that keeps its password out of sight."""
+    if settings.store_url_file is None:
+        return settings.store
+    try:
+        return settings.store_url_file.read_text("utf-8").strip()
+    except OSError as error:
+        raise CannotStart(f"{settings.store_url_file} cannot be read: {error.strerror}") from error
+
+
+def _begin(assignment: Assignment) -> _Child:
+    ours, theirs = _spawn.Pipe(duplex=True)
+    process = _spawn.Process(target=worker.main, args=(assignment, theirs), name=f"broker-worker-{assignment.number}")
+    process.start()
+    theirs.close()
+    return _Child(process, ours)  # pyright: ignore[reportArgumentType]
+
+
+def _tell(child: _Child, word: str) -> None:
+    with suppress(OSError):
+        child.line.send(word)
+
+
+def _listen(host: str, port: int) -> tuple[socket.socket, ...]:
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
+    except OSError as error:
+        raise CannotStart(f"cannot listen on {host}:{port}: {error.strerror}", "choose another --port, or end what holds it") from error
+    listener.setblocking(False)
+    return (listener,)
+
+
+def _host_port(bind: str) -> tuple[str, int]:
+    host, _, port = bind.rpartition(":")
+    if not host or not port.isdigit():
+        raise CannotStart(f"--admin-bind `{bind}` is no HOST:PORT", "example: --admin-bind 127.0.0.1:8790")
+    return host.strip("[]"), int(port)
+
+
+def _fresh_folder(folder: Path) -> Path:
+    """An empty folder that only this user can enter: what an earlier run left there counts no more."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, mode=0o700)
+    return folder
