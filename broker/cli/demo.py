@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import tempfile
 import time
@@ -14,7 +15,7 @@ import httpx2
 from broker.demo.collector import Collector
 from broker.demo.issuer import DemoIssuer, free_port
 from broker.demo.stage import Stage, copy_policies
-from broker.demo.story import Story, Teller, github_claims
+from broker.demo.story import Story, Teller, cluster_claims, github_claims
 
 
 @click.command(epilog="Examples: broker demo · broker demo --keep")
@@ -31,7 +32,7 @@ async def _demo(keep: bool, policies: Path) -> int:
     click.echo("broker demo. A release job gets a ten-minute credential; three others are refused.")
     click.echo("Everything is on this machine, on loopback. Ctrl-C leaves nothing behind.")
     with tempfile.TemporaryDirectory(prefix="broker-demo-") as folder:
-        github, cluster = DemoIssuer(free_port(8701)), DemoIssuer(free_port(8702))
+        github, cluster = DemoIssuer(free_port(8701), github_claims()), DemoIssuer(free_port(8702), cluster_claims())
         collector = Collector(free_port(4318))
         stage = Stage(Path(folder), free_port(8700), collector.port)
         copy_policies(policies, stage.policies, {"github": github.url, "prod-cluster": cluster.url})
@@ -69,20 +70,20 @@ def _summary(tell: Teller, seconds: float) -> int:
 
 
 async def _keep(stage: Stage, github: DemoIssuer) -> None:
-    token = stage.folder / "subject-token"
+    where = f"--data {stage.folder}/data --policies {stage.policies}"
     click.echo("")
-    click.echo("It runs until Ctrl-C. A fresh subject token is written to the file below every minute. Try:")
+    click.echo("It runs until Ctrl-C. The demo's issuer gives a fresh token to whoever asks, as GitHub does to a job. Try:")
+    click.echo(f"  TOKEN=$(curl -s '{github.url}/token?audience={stage.url}/dev')")
     click.echo(
-        f"  curl -s {stage.url}/prod/token -d grant_type=urn:ietf:params:oauth:grant-type:token-exchange \\\n"
-        f"    -d subject_token_type=urn:ietf:params:oauth:token-type:id_token --data-urlencode subject_token@{token} \\\n"
-        "    -d audience=payments -d scope=releases:read"
+        f"  curl -s {stage.url}/dev/check -d grant_type=urn:ietf:params:oauth:grant-type:token-exchange \\\n"
+        "    -d subject_token_type=urn:ietf:params:oauth:token-type:id_token -d subject_token=$TOKEN -d audience=payments"
     )
     click.echo(f"  broker audit tail --data {stage.folder}/data")
-    click.echo(f"  broker revoke list --data {stage.folder}/data --policies {stage.policies}")
+    click.echo(f"  broker revoke list {where}")
+    click.echo(f"  broker policy explain --request REQUEST_ID {where}")
     click.echo(f"  curl -s {stage.url}/prod/.well-known/openid-configuration")
-    try:
-        while True:
-            token.write_text(github.token(github_claims(), f"{stage.url}/prod"), "utf-8")
-            await asyncio.sleep(60)
-    except asyncio.CancelledError:
-        click.echo("stopping")
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await stop.wait()
+    click.echo("stopping")

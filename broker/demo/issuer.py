@@ -17,10 +17,14 @@ from joserfc import jwt
 from joserfc.jwk import RSAKey
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 LIFE_S = 300
+
+
+def _parameters() -> dict[str, str]:
+    return {"kid": secrets.token_hex(8), "use": "sig", "alg": "RS256"}
 
 
 def free_port(wanted: int) -> int:
@@ -67,10 +71,11 @@ class Loopback:
 
 @dataclass(slots=True)
 class DemoIssuer:
-    """One issuer: its URL, its key, and tokens on demand."""
+    """One issuer: its URL, its key, and tokens on demand; `claims` are those of its own `/token` address."""
 
     port: int
-    key: RSAKey = field(default_factory=lambda: RSAKey.generate_key(2048, parameters={"kid": secrets.token_hex(8), "use": "sig", "alg": "RS256"}))
+    claims: Mapping[str, Any]
+    key: RSAKey = field(default_factory=lambda: RSAKey.generate_key(2048, parameters=_parameters()))
 
     @property
     def url(self) -> str:
@@ -101,5 +106,13 @@ class DemoIssuer:
         async def keys(_request: Request) -> Response:
             return JSONResponse({"keys": [self.key.as_dict(private=False)]})
 
-        routes = [Route("/.well-known/openid-configuration", discovery), Route("/keys", keys)]
+        async def token(request: Request) -> Response:
+            # For whoever tries commands by hand; a real platform asks who wants to know.
+            return PlainTextResponse(self.token(self.claims, request.query_params.get("audience", "")))
+
+        routes = [
+            Route("/.well-known/openid-configuration", discovery),
+            Route("/keys", keys),
+            Route("/token", token),
+        ]
         return Loopback(Starlette(routes=routes), self.port)

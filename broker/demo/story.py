@@ -19,7 +19,7 @@ from broker.demo.stage import Stage
 from broker.presets import load
 from broker.protocol import oauth
 
-WIDTH = 84
+WIDTH = 100
 TRACE_WITHIN_S = 5.0
 ACCOUNT = "svc-payments-deploy"
 
@@ -90,11 +90,16 @@ class Story:
         ready = (await self.client.get(f"{stage.url}/readyz")).json()
         tell.head("1  Start")
         tell.check("store", "private Valkey, unix socket, fsync before each answer", ready["durability"] == "disk")
-        for name, issuer, shape in (("github", self.github, "GitHub"), ("prod-cluster", self.cluster, "Kubernetes")):
+        for label, name, issuer, shape in (
+            ("issuers", "github", self.github, "GitHub"),
+            ("", "prod-cluster", self.cluster, "Kubernetes"),
+        ):
             keys = (await self.client.get(f"{issuer.url}/keys")).json()["keys"]
-            tell.check("issuer", f"{name:<13} {issuer.url}  {shape}-shaped tokens for {stage.url}/ENV", len(keys) == 1)
+            tell.check(label, f"{name:<13} {issuer.url}  {shape}-shaped tokens", len(keys) == 1)
+        tell.line("", f"audience      {stage.url}/ENV, for each env its own")
         code, out = await stage.command("policy", "check")
-        tell.check("policy", out.splitlines()[-1] if out else "policies/", code == 0, why=out)
+        summary = out.splitlines()[-1].replace(str(stage.policies), "policies/").replace("policies/:", "policies/ ") if out else ""
+        tell.check("policy", summary, code == 0, why=out)
         code, out = await stage.command("policy", "test")
         tell.check("", out.splitlines()[-1] if out else "policy tests", code == 0, why=out)
         tell.check("broker", f"{stage.url}  prod, staging, dev", ready["ready"])
@@ -181,14 +186,16 @@ class Story:
         body = answer.json()
         name, wanted = told
         holds = answer.status_code == 400 and body.get("reason") == reason and set(body.get(name, ())) == wanted
-        self.tell.check("REFUSED", f"{who:<34} {answer.status_code} {body.get('error')}  {body.get('reason')}", holds, why=answer.text)
-        self.tell.line("", f"{str(body.get('error_description', '')).capitalize()}: {', '.join(body.get(name, ()))}.")
+        self.tell.check("REFUSED", f"{who:<32} {answer.status_code} {body.get('error')}  {body.get('reason')}", holds, why=answer.text)
+        sentence, _, names = str(body.get("error_description", "")).rpartition(": ")
+        self.tell.line("", f"{sentence.capitalize()}: {names}.")
         self.tell.line("", f"{body.get('error_uri', '')}  trace {str(body.get('trace_id', ''))[:4]}…")
 
     async def _tell_explanation(self, request_id: str) -> None:
         code, out = await self.stage.command("policy", "explain", "--request", request_id)
-        failed = [line for line in out.splitlines() if line.strip(" │├└─").startswith("- ")]
-        self.tell.check("explained", f"broker policy explain --request {request_id[:12]}…   what the owner sees:", code == 0 and len(failed) >= 3, why=out)
+        about_account = out.split(f"\n{ACCOUNT}", 1)[-1].split("\n\n", 1)[0]
+        failed = [line for line in about_account.splitlines() if line.strip(" │├└─").startswith("- ")]
+        self.tell.check("explained", f"what the owner sees: broker policy explain --request {request_id[:12]}…", code == 0 and len(failed) >= 3, why=out)
         for line in failed:
             self.tell.line("", line.strip(" │├└─"))
 
@@ -209,7 +216,11 @@ def github_claims() -> dict[str, Any]:
     return dict(load("github-actions").fixture.claims)
 
 
+def cluster_claims() -> dict[str, Any]:
+    """The claims of the Kubernetes preset's fixture: a deployer pod."""
+    return dict(load("kubernetes").fixture.claims)
+
+
 def variant(name: str) -> dict[str, Any]:
-    """The fixture's claims under one of the preset's variants; a variant's null takes the claim away."""
-    changed = github_claims() | dict(load("github-actions").fixture.variants[name])
-    return {claim: value for claim, value in changed.items() if value is not None}
+    """The fixture's claims under one of the preset's variants."""
+    return dict(load("github-actions").fixture.variants[name])

@@ -6,6 +6,7 @@ Bodies are RFC 6749 §5.2 with `reason`, `request_id`, `trace_id` beside, and wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -32,6 +33,8 @@ WIRE: Final[Mapping[type[errors.BrokerError], tuple[int, str]]] = {
     errors.RateLimited: (429, oauth.TEMPORARILY_UNAVAILABLE),
     errors.Unavailable: (503, oauth.TEMPORARILY_UNAVAILABLE),
 }
+
+_SAFE: Final = re.compile(r"[\x20\x21\x23-\x5b\x5d-\x7e]*")  # RFC 6749 §5.2
 
 # RFC 7521 §4.1.1: in the jwt-bearer grant a bad or unacceptable assertion is invalid_grant.
 ASSERTION_ERRORS: Final = (
@@ -78,9 +81,7 @@ def answer(
     status, code = found
     if grant_type == oauth.GRANT_JWT_BEARER and isinstance(error, ASSERTION_ERRORS):
         code = oauth.INVALID_GRANT
-    description = error.public
-    if isinstance(error, errors.RequestRejected) and error.detail:
-        description = f"{error.public}: {error.detail}"
+    description = _description(error)
     body: dict[str, Any] = {
         "error": code,
         "error_description": description,
@@ -96,6 +97,14 @@ def answer(
     if isinstance(error, errors.ClientAuthentication):
         headers.append((b"www-authenticate", f'Basic realm="{issuer}"'.encode()))  # RFC 6749 §5.2
     return status, _json(body), headers
+
+
+def _description(error: errors.BrokerError) -> str:
+    """The constant sentence, and behind it what may be told: clients show their user this one member, and no other."""
+    more = error.detail if isinstance(error, errors.RequestRejected) else ""
+    for names in error.told.values():
+        more = ", ".join(names) if isinstance(names, list) else str(names)
+    return f"{error.public}: {more}" if more and _SAFE.fullmatch(more) else error.public
 
 
 def _json(body: Mapping[str, Any]) -> bytes:
