@@ -6,6 +6,7 @@ Serves no request itself.  SIGTERM and SIGINT stop, SIGHUP reloads the policy in
 from __future__ import annotations
 
 import asyncio
+import errno
 import multiprocessing
 import os
 import shutil
@@ -26,6 +27,8 @@ from broker.telemetry import log
 from broker.web import worker
 from broker.web.worker import Assignment, Report
 
+PORT_WAITS_S = (0.2, 0.4, 0.8, 1.0)
+BACKLOG_COUNT = 2048
 BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
 ALIVE_POLL_S = 0.2
 KILL_AFTER_S = 3.0  # beyond the workers' own grace
@@ -60,40 +63,41 @@ class Supervisor:
     async def run(self) -> None:
         """Serves until a signal says stop.  Raises `CannotStart` and its kin where it cannot begin."""
         key_encryption_key(self.settings)  # made or refused before anything else starts
+        public = await _listen(self.settings.host, self.settings.port)
+        self.settings = replace(self.settings, port=public.getsockname()[1])
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._tell_all, "reload")
         if self.settings.store or self.settings.store_url_file:
-            await self._serve(external_store(self.settings))
+            await self._serve(external_store(self.settings), public)
             return
         store = EmbeddedStore(self.settings.data, self.settings.limits)
         try:
             url = await store.start()
             keeping = asyncio.create_task(store.supervise(self._stop))
             try:
-                await self._serve(url)
+                await self._serve(url, public)
             finally:
                 self._stop.set()
                 await keeping
         finally:
             await store.stop()
 
-    async def _serve(self, store_url: str) -> None:
-        public = _listen(self.settings.host, self.settings.port)
-        settings = replace(self.settings, port=public[0].getsockname()[1])
-        admin = _listen(*_host_port(settings.admin_bind)) if settings.admin_bind else ()
+    async def _serve(self, store_url: str, public: socket.socket) -> None:
+        settings = self.settings
+        admin = (await _listen(*_host_port(settings.admin_bind)),) if settings.admin_bind else ()
         board = _fresh_folder(settings.data / "run" / "workers")
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_fresh_folder(settings.data / "run" / "metrics"))
         try:
             async with asyncio.TaskGroup() as group:
                 for number in range(settings.workers):
-                    assignment = Assignment(settings, number, store_url, board, public, admin)
+                    assignment = Assignment(settings, number, store_url, board, (public,), admin)
                     group.create_task(self._keep(assignment))
         except* WorkerFailed as failed:
             raise failed.exceptions[0] from None
         finally:
-            for listener in (*public, *admin):
+            for listener in (public, *admin):
                 listener.close()
 
     async def _keep(self, assignment: Assignment) -> None:
@@ -184,13 +188,22 @@ def _tell(child: _Child, word: str) -> None:
         child.line.send(word)
 
 
-def _listen(host: str, port: int) -> tuple[socket.socket, ...]:
-    try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048)
-    except OSError as error:
-        raise CannotStart(f"cannot listen on {host}:{port}: {error.strerror}", "choose another --port, or end what holds it") from error
-    listener.setblocking(False)
-    return (listener,)
+async def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket.  One that is taken is tried again: the workers of a killed parent need a moment to go."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for wait_s in (*PORT_WAITS_S, None):
+        try:
+            listener = socket.create_server((host, port), family=family, backlog=BACKLOG_COUNT)
+        except OSError as error:
+            if wait_s is None or error.errno != errno.EADDRINUSE:
+                why = os.strerror(error.errno or 0).lower()
+                hint = "choose another --port, or end what holds it"
+                raise CannotStart(f"cannot listen on {host}:{port}: {why}", hint) from error
+            await asyncio.sleep(wait_s)
+        else:
+            listener.setblocking(False)
+            return listener
+    raise AssertionError("unreachable: the last try returns or raises")
 
 
 def _host_port(bind: str) -> tuple[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ class World:
     issuer: OidcIssuer
 
     def token(self) -> str:
-        return self.issuer.token(now=time.time(), aud=self.broker.issuer("prod"))
+        return self.issuer.token(now=time.time(), aud=self.broker.issuer("prod"), jti=secrets.token_hex(16))
 
 
 @pytest.fixture(scope="session")

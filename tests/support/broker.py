@@ -49,6 +49,7 @@ class Broker:
             "BROKER_PORT": str(self.port),
             **(env or {}),
         }
+        self.workers = int(arguments[arguments.index("--workers") + 1]) if "--workers" in arguments else 1
         self.process: subprocess.Popen[bytes] | None = None
         self.client = httpx2.Client(base_url=self.url, trust_env=False, timeout=30)
 
@@ -81,7 +82,8 @@ class Broker:
             if self.process is not None and self.process.poll() is not None:
                 break
             with contextlib.suppress(httpx2.TransportError):
-                if self.client.get("/readyz").status_code == 200:
+                answer = self.client.get("/readyz")
+                if answer.status_code == 200 and len(answer.json()["workers"]) == self.workers:
                     return time.monotonic() - begun
             time.sleep(0.02)
         raise AssertionError(f"the broker is not ready; its log ends:\n{self.log.read_text()[-3000:]}")
@@ -120,7 +122,7 @@ class Broker:
         """(pid, command line) of the processes below the parent."""
         assert self.process is not None
         found = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=False
+            ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=False
         ).stdout
         rows = [line.strip().partition(" ") for line in found.splitlines()]
         return [(int(pid), command) for pid, _, command in rows]
