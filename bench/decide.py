@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.pool import account, claims
 from broker.config import Limits
 from broker.model import ExchangeRequest, UnverifiedToken
-from broker.policy.cases import workload_of
+from broker.policy.cases import workload_from_claims
 from broker.policy.compile import Tree, compile_tree
 from broker.policy.decide import decide
 from broker.policy.files import read_tree
@@ -31,7 +31,7 @@ def tree_of(size: int, folder: Path) -> Tree:
         place.mkdir(parents=True, exist_ok=True)
         name = f"svc-{number}" if number else "svc-payments-deploy"
         (place / f"{name}.yaml").write_text(account(name, str(8_000_000 + number) if number else "7432112"))
-    return compile_tree(read_tree(folder, Limits()), limits=Limits())
+    return compile_tree(read_tree(folder, Limits()), limits=Limits(), today=int(time.time()))
 
 
 def main() -> list[dict[str, float]]:
@@ -48,7 +48,7 @@ def main() -> list[dict[str, float]]:
     spent: dict[int, list[float]] = {size: [] for size in SIZES}
     for _ in range(ROUNDS):
         for size, tree in trees.items():
-            workload = workload_of(tree.issuers.by_name["github"], claims("http://127.0.0.1"))
+            workload = workload_from_claims(tree.issuers.by_name["github"], claims("http://127.0.0.1"))
             begun = time.perf_counter()
             for _ in range(CALLS):
                 decide(tree, workload, request, now)

@@ -14,7 +14,7 @@ from joserfc.jwk import ECKey, RSAKey
 from joserfc.jws import JWSRegistry
 from joserfc.util import urlsafe_b64decode, urlsafe_b64encode
 
-RS256, ES256 = JWSRegistry.get_alg("RS256"), JWSRegistry.get_alg("ES256")
+RS256, ES256 = JWSRegistry().get_alg("RS256"), JWSRegistry().get_alg("ES256")
 HEADERS = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 HEAD = urlsafe_b64encode(b'{"alg":"ES256","kid":"1","typ":"at+jwt"}')
 CLAIMS = urlsafe_b64encode(json.dumps({f"claim{n}": "x" * 24 for n in range(12)}).encode())
@@ -25,7 +25,7 @@ def app(folder: Path):
     signer = ECKey.generate_key("P-256")
 
     async def floor(_scope, receive, send) -> None:
-        body = (await receive())["body"]
+        body = (await receive()).get("body", b"")
         token = body.partition(b"subject_token=")[2].partition(b"&")[0]
         signing_input, _, signature = token.rpartition(b".")
         if not RS256.verify(signing_input, urlsafe_b64decode(signature), verifier):

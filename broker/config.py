@@ -41,6 +41,8 @@ class Limits:
     """Every bound, in one frozen object; the text behind each says what it protects."""
 
     body_bytes_max: int = 65_536  # a form with one 16 KiB token and room to spare
+    linger_bytes_max: int = 1_048_576  # thrown away behind a last answer: closing on unread bytes would take the answer along
+    linger_s_max: int = 1
     token_bytes_max: int = 16_384  # ATTACK class: work before trust; the largest real token seen is 4 KiB
     json_depth_max: int = 8  # Kubernetes nests three deep
     headers_bytes_max: int = 32_768
@@ -70,6 +72,7 @@ class Limits:
     commit_tries_max: int = 4
     receipt_age_s_max: int = 2  # an acknowledgement older than this is not signed on
     store_timeout_s: int = 2
+    voids_pending_max: int = 10_000  # credentials that never left, waiting for the store to hear of it
     store_reconnect_s_max: int = 1  # between two tries of the hot connection
     store_start_s_max: int = 60  # the embedded server reads its whole log back: 1 s for each 75,000 records
     store_stop_s_max: int = 10  # then SIGKILL; what was answered is on disk already
@@ -85,7 +88,7 @@ class Limits:
     key_publish_s_min: int = 360  # the key set's max-age and a minute: every honest cache has a key before it signs
     key_retire_s: int = 86_400 + 30 + 360  # the longest credential, leeway, the key set's max-age
     shutdown_s_max: int = 10
-    export_queue_max: int = 2_048  # traces kept while the collector is away
+    export_queue_max: int = 8_192  # traces kept while the collector is away
     condition_characters_max: int = 2_000
     policy_file_bytes_max: int = 1_048_576
     policy_depth_max: int = 32

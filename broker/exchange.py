@@ -22,6 +22,7 @@ from broker.audit import record
 from broker.audit.refusals import RefusalBudget
 from broker.config import Limits
 from broker.credentials.kinds import KINDS
+from broker.credentials.voids import Void, Voids
 from broker.errors import (
     BrokerError,
     Refused,
@@ -34,13 +35,13 @@ from broker.errors import (
 from broker.identity.issuers import IssuerKeys
 from broker.identity.subject_token import authenticate
 from broker.keys.rotation import KeyRings
-from broker.model import Client, Draft, ExchangeRequest, Grant, Issued, WouldIssue, Workload, facts_of
+from broker.model import Client, Draft, ExchangeRequest, Grant, Issued, Workload, WouldIssue, facts_of
 from broker.policy.compile import Tree
 from broker.policy.decide import decide
 from broker.revocation.chain import Revocations
 from broker.revocation.view import RevocationView
 from broker.store.commit import Appended, Commit, Committed, Outcome, ParentRevoked, Replayed, Stale, Store, Unborn
-from broker.telemetry import log, metrics
+from broker.telemetry import metrics
 from broker.telemetry.trace import CURRENT, stage
 
 KIND = "access_token"
@@ -67,6 +68,7 @@ class Exchange:
     rings: KeyRings
     revocations: Revocations
     store: Store
+    voids: Voids
     refusals: RefusalBudget
     base_url: str
     limits: Limits
@@ -93,8 +95,10 @@ class Exchange:
         story.workload = workload = await self._authenticate(tree, request)
         for _ in range(self.limits.commit_tries_max):
             now = self.clock()
+            story.grant = story.draft = None  # what an earlier turn found stood on an older revocation log
             story.view = view = self.revocations.view(request.env)
-            story.grant = grant = self._decide(tree, workload, request, view, now)
+            if (grant := await self._granted(story, tree, workload, view, now)) is None:
+                continue
             if request.check:
                 answer: Outcome | Appended = await self._record_check(story, now)
             else:
@@ -104,7 +108,7 @@ class Exchange:
                 case Committed() as receipt if story.draft is not None and receipt.elapsed_s <= self.limits.receipt_age_s_max:
                     return await self._issue(story, story.draft)
                 case Committed():
-                    await self._void(story, "acknowledged too late")
+                    self._void(story, "acknowledged too late")
                     raise StoreUnavailable("the commit was acknowledged too late to be trusted")
                 case Appended():
                     return WouldIssue(grant=grant, expires_in=grant.ttl_s)
@@ -126,9 +130,20 @@ class Exchange:
             request, tree.issuers, self.issuer_keys, base_url=self.base_url, now=self.clock(), limits=self.limits
         )
 
+    async def _granted(self, story: Story, tree: Tree, workload: Workload, view: RevocationView, now: float) -> Grant | None:
+        """The grant; None where a revocation covers it, but in a log that has moved on meanwhile."""
+        try:
+            return self._decide(story, tree, workload, view, now)
+        except (Revoked, RevokedUnseen):
+            # A node whose callers are all cut off commits nothing: without this look it would never hear of a lift.
+            await self.revocations.catch_up(view.slot)
+            if self.revocations.view(view.slot).position == view.position:
+                raise
+            return None
+
     @stage("decide")
-    def _decide(self, tree: Tree, workload: Workload, request: ExchangeRequest, view: RevocationView, now: float) -> Grant:
-        grant = decide(tree, workload, request, now)
+    def _decide(self, story: Story, tree: Tree, workload: Workload, view: RevocationView, now: float) -> Grant:
+        story.grant = grant = decide(tree, workload, story.request, now)
         covering = view.covering(facts_of(workload, grant), now)
         if covering:
             rules = tuple(entry.id for entry in covering)
@@ -157,7 +172,7 @@ class Exchange:
         try:
             return await self.store.commit(commit)
         except BaseException:  # a time-out, a closed connection, a cancelled task: it may have been written
-            await self._void(story, "the commit was not acknowledged")
+            self._void(story, "the commit was not acknowledged")
             raise
 
     @stage("issue")
@@ -165,7 +180,7 @@ class Exchange:
         try:
             return KINDS[draft.kind].issue(draft, self.rings, int(self.clock()))
         except BaseException:
-            await self._void(story, "signing failed")
+            self._void(story, "signing failed")
             raise
 
     async def _record_check(self, story: Story, now: float) -> Outcome | Appended:
@@ -177,25 +192,23 @@ class Exchange:
             story.request.env, line, position=view.position if view else None, claim=single_use, now=int(now)
         )
 
-    async def _void(self, story: Story, why: str) -> None:
-        """Best effort: marks a jti dead before anyone could use it, and says in the log that nothing left."""
+    def _void(self, story: Story, why: str) -> None:
+        """Gives up a credential that nobody received; the caller does not wait for it (credentials/voids.py)."""
         draft, workload, env = story.draft, story.workload, story.request.env
         if draft is None:
             return
         metrics.UNISSUED.labels(env).inc()
-        now = self.clock()
-        body = self.tell(story, "exchange", "unissued", now) | {"detail": why}
-        try:
-            await self.store.void(
-                env,
+        body = self.tell(story, "exchange", "unissued", self.clock()) | {"detail": why}
+        self.voids.give_up(
+            Void(
+                env=env,
                 jti=draft.jti,
                 id=story.request.request_id,
                 claim=workload.single_use if workload else None,
                 tomb_until=draft.expires_at + self.limits.leeway_s + 2 * self.limits.store_clock_skew_s,
                 record=record.encode(body, self.limits.record_bytes_max),
             )
-        except StoreUnavailable as error:
-            log.get("exchange").warning("void failed", env=env, jti=draft.jti, why=why, cause=error)
+        )
 
     async def refuse(self, story: Story, refusal: BrokerError) -> None:
         """Records a refusal, by itself or in a summary, before it is answered.  Raises `StoreUnavailable` if it cannot be."""
@@ -222,10 +235,13 @@ class Exchange:
             body["policy_revision"] = story.revision
         if story.workload is not None:
             record.add_workload(body, story.workload)
+        else:
+            record.add_token(body, story.request.subject_token)
         if story.grant is not None:
-            record.add_grant(body, story.grant)
+            # A refusal grants nothing and names no credential, however far it came: its jti never existed.
+            (record.add_account if outcome == "refused" else record.add_grant)(body, story.grant)
             record.add_reasons(body, story.grant.reasons)
-        if story.draft is not None:
+        if story.draft is not None and outcome != "refused":
             record.add_draft(body, story.draft)
         if story.view is not None:
             body["tag"] = story.view.position.tag

@@ -2,6 +2,7 @@
 
 Trust is visible in types: an `UnverifiedToken` may be measured, hashed and routed by its `iss`, nothing else; a `Workload`
 is built in identity/subject_token.py only, after verification.  Instants are epoch seconds, durations end in `_s`.
+What each exchange makes anew is a msgspec Struct: as frozen as a dataclass, and made ten times as fast.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NewType
 
-from broker.protocol.claims import ClaimSpec, ClaimValue
+from msgspec import Struct
+
+from broker.protocol.claims import ClaimSpec, ClaimValue, Reading
 from broker.protocol.revocations import Facts
 
 UnverifiedToken = NewType("UnverifiedToken", str)
@@ -47,6 +50,10 @@ class Issuer:
     stable_ids: tuple[str, ...] = ()
     recorded: tuple[str, ...] = ()
     tenant_ids: tuple[str, ...] = ()
+    reading: Reading = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reading", Reading.of(self.claims, self.families))
 
     def accepted_audiences(self, env: str, base_url: str) -> tuple[str, ...]:
         """Audiences that a token for `env` may carry, the advertised one first; empty refuses."""
@@ -67,8 +74,7 @@ class Issuers:
 # One request
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
+class Client(Struct, frozen=True):
     """Where a request came from, as far as that can be told: for the record, never for a decision."""
 
     address: str = ""
@@ -76,8 +82,7 @@ class Client:
     client_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ExchangeRequest:
+class ExchangeRequest(Struct, frozen=True):
     """One request to the token endpoint, read strictly from its form (RFC 8693 §2.1, RFC 7523 §2.1).
 
     `scope` is None where the request names none.  `check` marks a dry run.
@@ -97,20 +102,22 @@ class ExchangeRequest:
     check: bool = False
     client: Client = Client()
 
+    def __repr__(self) -> str:
+        """Says which request, and nothing of its token."""
+        return f"ExchangeRequest({self.env} {self.request_id})"
+
 
 # Who asks
 
 
-@dataclass(frozen=True, slots=True)
-class SingleUse:
+class SingleUse(Struct, frozen=True):
     """The claim that a commit makes on a subject token: its hash, held until `until` (epoch seconds)."""
 
     key: str
     until: int
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
+class Workload(Struct, frozen=True):
     """Who presented a token, after every check of it.
 
     `iss` is the token's issuer (SPIFFE: `spiffe://` and trust domain); `claims` holds what rules may look at, typed,
@@ -133,8 +140,7 @@ class Workload:
 # What it may have
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True, omit_defaults=True):
     """One thing that deciding looked at: which rule, which claim, whether it held, what was expected and what was seen."""
 
     rule: str
@@ -150,8 +156,7 @@ class Finding:
         return body | ({"place": self.place} if self.place else {})
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(Struct, frozen=True):
     """A yes: which account, by which rule, for what, for how long at most (`ttl_s`, whole seconds).
 
     `own` says whether the workload is the rule's own (it may be told of a revocation).  `place` is file:line of the rule.
@@ -175,8 +180,7 @@ class Grant:
 # What it gets
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(Struct, frozen=True):
     """All that will be signed once the commit has succeeded, and nothing that is secret."""
 
     kind: str
@@ -190,8 +194,7 @@ class Draft:
     facts: Facts
 
 
-@dataclass(frozen=True, slots=True)
-class Issued:
+class Issued(Struct, frozen=True):
     """What the caller receives (RFC 8693 §2.2.1); `expires_in` in whole seconds."""
 
     access_token: str
@@ -200,9 +203,12 @@ class Issued:
     expires_in: int
     scope: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        """Says what was issued, and nothing of the credential."""
+        return f"Issued({self.issued_token_type} for {self.expires_in} s)"
 
-@dataclass(frozen=True, slots=True)
-class WouldIssue:
+
+class WouldIssue(Struct, frozen=True):
     """What `/check` answers: the exchange would have been granted so."""
 
     grant: Grant

@@ -20,6 +20,7 @@ from broker.admin.perform import ALL_SCOPES, Admin
 from broker.audit import record
 from broker.audit.refusals import RefusalBudget
 from broker.config import Settings
+from broker.credentials.voids import Voids
 from broker.errors import CannotStart, KeysUnavailable, PolicyInvalid, StoreUnavailable
 from broker.exchange import Exchange
 from broker.identity.issuers import IssuerKeys
@@ -106,7 +107,7 @@ class Node:
         await self._follow_policy()
         await self.issuer_keys.warm(self.policy.current().issuers.by_name.values())
         _settle_memory()
-        for work in (self.policy.watch, self._follow_reloads, self.issuer_keys.run, self.rings.run, self._watch_store):
+        for work in (self.policy.watch, self._follow_reloads, self.issuer_keys.run, self.rings.run, self._watch_store, self.exchange.voids.run):
             self._tasks.append(asyncio.create_task(self._keep(work)))
 
     async def reload(self) -> ReloadOutcome:
@@ -146,8 +147,10 @@ class Node:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.exchange.voids.settle()
         await self.issuer_keys.close()
         await asyncio.to_thread(self.tracer.stop, 2.0)
+        metrics.flush()
         await self.store.close()
 
     def failing(self) -> dict[str, str]:
@@ -216,6 +219,7 @@ class Node:
             self.health = await self.store.check()
             if self.health.reachable:
                 await self._reopen_closed()
+            metrics.flush()
             for issuer, health in self.issuer_keys.health().items():
                 if health.age_s is not None:
                     metrics.JWKS_AGE_SECONDS.labels(issuer).set(health.age_s)
@@ -290,6 +294,7 @@ def build(settings: Settings, store_url: str, key: KeyEncryptionKey, *, worker: 
         rings=rings,
         revocations=revocations,
         store=store,
+        voids=Voids(store, limits.voids_pending_max),
         refusals=RefusalBudget(append, name, limits),
         base_url=settings.base_url,
         limits=limits,

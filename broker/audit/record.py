@@ -9,11 +9,12 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
 
-from broker.model import Client, Draft, ExchangeRequest, Grant, Workload
+from broker.model import Client, Draft, ExchangeRequest, Finding, Grant, UnverifiedToken, Workload
 
 ID_BYTES: Final = 15  # 20 characters after the prefix
 TEXT_CHARACTERS_MAX: Final = 256
@@ -74,18 +75,32 @@ def add_call(body: dict[str, Any], request_id: str, trace_id: str, client: Clien
 def add_workload(body: dict[str, Any], workload: Workload) -> None:
     """Adds who asked, once the token has verified."""
     body["issuer"] = workload.issuer
-    body["subject"] = clean(workload.subject)
-    body["workload"] = {"issuer": workload.iss, "subject": clean(workload.subject), "ids": dict(workload.ids)}
-    body["claims"] = {name: clean(value) for name, value in workload.recorded.items() if value is not None}
+    body["subject"] = subject = clean(workload.subject)
+    body["workload"] = {"issuer": workload.iss, "subject": subject, "ids": workload.ids}
+    claims = {name: value for name, value in workload.recorded.items() if value is not None}
+    # Facts are short already; almost never is there a character to be escaped in any of them.
+    plain = "".join(claims.values()).isprintable()
+    body["claims"] = claims if plain else {name: clean(value) for name, value in claims.items()}
     body["subject_token_sha256"] = workload.token_sha256
     body["subject_token_key_id"] = clean(workload.key_id)
 
 
-def add_grant(body: dict[str, Any], grant: Grant) -> None:
-    """Adds which rule of which account said yes, and to what."""
+def add_token(body: dict[str, Any], token: UnverifiedToken) -> None:
+    """Adds the hash of a token that nobody vouched for: what a refusal can be traced back to its sender by."""
+    if token:
+        body["subject_token_sha256"] = sha256(token.encode()).hexdigest()
+
+
+def add_account(body: dict[str, Any], grant: Grant) -> None:
+    """Adds which rule of which account said yes."""
     body["service_account"] = grant.service_account
     body["owner"] = grant.owner
     body["trust_rule"] = grant.trust_rule
+
+
+def add_grant(body: dict[str, Any], grant: Grant) -> None:
+    """Adds which rule of which account said yes, and to what."""
+    add_account(body, grant)
     body["granted"] = {"audience": list(grant.audience), "scope": list(grant.scope), "ttl_s": grant.ttl_s}
 
 
@@ -95,10 +110,10 @@ def add_draft(body: dict[str, Any], draft: Draft) -> None:
     body["credential"] = {"kind": draft.kind, "key_id": draft.key_id, "expires_at": timestamp(draft.expires_at)}
 
 
-def add_reasons(body: dict[str, Any], reasons: Sequence[Any]) -> None:
+def add_reasons(body: dict[str, Any], reasons: Sequence[Finding]) -> None:
     """Adds what deciding found, at most REASONS_MAX entries."""
     if reasons:
-        body["reasons"] = [finding.as_dict() for finding in reasons[:REASONS_MAX]]
+        body["reasons"] = reasons[:REASONS_MAX]
 
 
 def encode(body: Mapping[str, Any], bytes_max: int) -> bytes:
@@ -124,6 +139,6 @@ def encode(body: Mapping[str, Any], bytes_max: int) -> bytes:
     return _encoder.encode({name: value for name, value in slim.items() if not isinstance(value, list | dict)} | {"cut": cut})
 
 
-def _failed_first(reasons: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _failed_first(reasons: Sequence[Finding]) -> Sequence[Finding]:
     """What did not hold explains a refusal; what held can be read in the policy."""
-    return ([finding for finding in reasons if not finding.get("held")] or reasons)[:8]
+    return ([finding for finding in reasons if not finding.held] or reasons)[:8]

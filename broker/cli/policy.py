@@ -131,7 +131,8 @@ def explain_command(
         click.echo(render(explained), nl=False)
         if present is not None:
             verdict = "still refused" if not present.allowed else "allowed"
-            verdict = "allowed" if present.allowed and explained.allowed else verdict
+            if present.allowed and not explained.allowed and present.revision == explained.revision:
+                verdict = "allowed, as far as the policy goes"
             click.echo(f"under {settings.policies} as it is now: {verdict}")
     sys.exit(1 if exit_code and not explained.allowed else 0)
 
@@ -165,8 +166,11 @@ def _again(settings: Settings, record: dict[str, Any]) -> Explanation | None:
 
 
 def _merged(kept: Explanation, present: Explanation | None) -> Explanation:
-    """What the record kept, with what only the tree knows: owners and the smallest change."""
-    if present is None or kept.revision != present.revision or kept.allowed:
+    """What the record kept, with what only the tree knows: owners and the smallest change.
+
+    Where the same tree says yes now, something else had refused: a revocation, a replay.  Only the record knows of that.
+    """
+    if present is None or kept.revision != present.revision or kept.allowed or present.allowed:
         return kept
     return present
 

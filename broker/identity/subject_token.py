@@ -40,9 +40,9 @@ from broker.identity.issuers import IssuerKeys
 from broker.identity.replay import single_use
 from broker.model import ExchangeRequest, Issuer, Issuers, Workload
 from broker.protocol import oauth
-from broker.protocol.claims import ClaimValue, derive_spiffe, read_claims
+from broker.protocol.claims import ClaimValue, derive_spiffe
 from broker.protocol.compact import NotCompact, UnverifiedJws, read
-from broker.protocol.revocations import fact
+from broker.protocol.revocations import FACT_CHARACTERS_MAX, fact
 
 # RFC 8725 §3.11: a kind that says what it is (`at+jwt`, `secevent+jwt` …) is none that identifies a workload.
 _TYPES: Final = frozenset({"jwt", "jose"})
@@ -103,7 +103,7 @@ async def authenticate(
         subject=payload["sub"],
         claims=claims,
         ids={name: fact(claims[name]) for name in issuer.stable_ids if name in claims},
-        recorded={name: fact(claims[name]) if name in claims else None for name in issuer.recorded},
+        recorded=_recorded(claims, issuer.recorded),
         token_sha256=hashlib.sha256(request.subject_token.encode("ascii")).hexdigest(),
         key_id=key.kid or "",
         expires_at=int(payload["exp"]),
@@ -231,6 +231,15 @@ def _check_audience(audience: str | list[str], accepted: tuple[str, ...]) -> Non
         raise TokenAudience(accepted, "aud has a value that is not accepted here")
 
 
+def _recorded(claims: Mapping[str, ClaimValue], names: tuple[str, ...]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for name in names:
+        value = claims.get(name)
+        # A short text is its own fact.
+        found[name] = value if value is None or (type(value) is str and len(value) <= FACT_CHARACTERS_MAX) else fact(value)
+    return found
+
+
 def _claims(payload: Mapping[str, Any], issuer: Issuer) -> dict[str, ClaimValue]:
-    claims = read_claims(payload, issuer.claims, issuer.families)
+    claims = issuer.reading.read(payload)
     return claims | derive_spiffe(payload["sub"]) if issuer.trust_domain is not None else claims

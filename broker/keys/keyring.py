@@ -117,7 +117,8 @@ def rotated(ring: Ring, t: int, schedule: Schedule) -> Ring:
     following = ring.next(t)
     if following is None:
         raise ValueError("there is no next generation to rotate to")
-    sooner = replace(following, active_from=max(t, following.published_at + schedule.publish_s))
+    # Never later than it is due: what `rotated_fresh` has condemned must not sign on because somebody rotates once more.
+    sooner = replace(following, active_from=min(following.active_from, max(t, following.published_at + schedule.publish_s)))
     return _scheduled(replace(ring, generations=tuple(g for g in ring.generations if g is not following)), sooner, t, schedule)
 
 
@@ -137,9 +138,8 @@ def _scheduled(ring: Ring, successor: Generation, t: int, schedule: Schedule) ->
     for generation in ring.generations:
         if _is_gone(generation, t):
             continue
+        # The end of a generation can come nearer, never go away from what was said before.
         last_use = successor.active_from + schedule.retire_s
-        ends = last_use if generation.gone_at is None or generation.active_from > t else generation.gone_at
-        if generation is ring.current(t):
-            ends = last_use
+        ends = last_use if generation.gone_at is None else min(generation.gone_at, last_use)
         kept.append(replace(generation, gone_at=ends))
     return Ring(ring.version + 1, (*kept, successor))

@@ -48,7 +48,8 @@ class KeyRings:
         self._store = store
         self._key = key
         self._record = record
-        self._scheduled = Schedule(rotate_every_s, publish_before_s, limits.key_retire_s)
+        published_s = max(publish_before_s, limits.key_publish_s_min)
+        self._scheduled = Schedule(rotate_every_s, published_s, limits.key_retire_s)
         self._asked = Schedule(rotate_every_s, limits.key_publish_s_min, limits.key_retire_s)
         self._held: dict[str, _Held] = {}
         self._refused: dict[str, str] = {}
@@ -116,12 +117,11 @@ class KeyRings:
         ring, now = self._good(env).ring, int(self.now())
         if fresh:
             changed = rotated_fresh(ring, await self._fresh(env), now, FRESH_SETTLE_S)
+        elif ring.next(now) is None:
+            ring = with_next(ring, await self._fresh(env), now, self._asked)
+            changed = Ring(ring.version, rotated(ring, now, self._asked).generations)
         else:
-            if ring.next(now) is None:
-                ring = with_next(ring, await self._fresh(env), now, self._asked)
-                changed = Ring(ring.version, rotated(ring, now, self._asked).generations)
-            else:
-                changed = rotated(ring, now, self._asked)
+            changed = rotated(ring, now, self._asked)
         won = await self._store.keys_swap(env, changed.version - 1, encode_ring(changed, env, self._key), record)
         await self._load(env)
         return won

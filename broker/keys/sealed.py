@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,14 +95,18 @@ def key_encryption_key(settings: Settings, *, create: bool = True) -> KeyEncrypt
 
 def _create(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # Whole or not at all: a file that a killed process left empty would lock out every later start.
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_MODE)
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_MODE)
-    except FileExistsError:
-        return
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_hex(KEY_BYTES).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_hex(KEY_BYTES).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink()
 
 
 def _decode(raw: bytes, path: Path) -> bytes:
@@ -155,7 +160,7 @@ def decode_ring(raw: bytes, env: str, version: int, key: KeyEncryptionKey) -> Ri
         if body["env"] != env or body["version"] != version:
             raise KeysUnavailable(f"the key ring of {env} is another env's or another version's")
         return Ring(version, tuple(_generation(g) for g in body["generations"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise KeysUnavailable(f"the key ring of {env} cannot be read") from error
 
 

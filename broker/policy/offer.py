@@ -6,8 +6,9 @@ Pure.  Called by decide and assess.  STANDARDS: RFC 8693 §2.1, RFC 8707 §2, RF
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from broker.config import Limits
 from broker.model import ExchangeRequest
@@ -15,8 +16,7 @@ from broker.policy.tree import Access, Account, Env, Rule, Tree
 from broker.protocol.claims import ClaimValue
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """What a request wants: targets as Apis (None where one of them is unknown here), scopes, the account by name."""
 
     apis: tuple[str, ...] | None
@@ -24,8 +24,7 @@ class Asked:
     account: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(Struct, frozen=True):
     """One decision's givens, gathered once: what every rule is held against.  `now` is epoch seconds."""
 
     tree: Tree
@@ -37,16 +36,14 @@ class Question:
     limits: Limits
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(Struct, frozen=True):
     """What a rule grants of it: all."""
 
     apis: tuple[str, ...]
     scope: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Miss:
+class Miss(Struct, frozen=True):
     """Why a rule that holds does not grant all; `scopes` are those that it opens.  The larger rank is the nearer miss."""
 
     rank: int

@@ -65,30 +65,54 @@ def pointer(name: str) -> tuple[str, ...]:
     return tuple(step.replace("~1", "/").replace("~0", "~") for step in name[1:].split("/"))
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the claims of one issuer are read: made once, for this is on the hot path.
+
+    `plain` are the texts at the top of the payload (short name, member), by far the common case; `others` all the rest.
+    """
+
+    plain: tuple[tuple[str, str], ...]
+    others: tuple[ClaimSpec, ...]
+    families: tuple[ClaimSpec, ...]
+
+    @classmethod
+    def of(cls, claims: Mapping[str, ClaimSpec], families: Iterable[ClaimSpec] = ()) -> Reading:
+        """The reading of these claims.  Derived ones are left out: no token can write them."""
+        named = {name: ClaimSpec(name, (name,)) for name in REGISTERED} | dict(claims)
+        plain = tuple((name, spec.path[0]) for name, spec in named.items() if len(spec.path) == 1 and spec.types == ("string",))
+        done = {name for name, _ in plain}
+        others = tuple(spec for name, spec in named.items() if spec.path and name not in done and name != "aud")
+        return cls(plain, others, tuple(families))
+
+    def read(self, payload: Mapping[str, Any]) -> dict[str, ClaimValue]:
+        """What rules may look at in a verified payload, under short names.
+
+        `iss`, `sub` and `jti` are there if they are strings, `aud` as a tuple whatever its shape.
+        """
+        found: dict[str, ClaimValue] = {}
+        for spec in self.families:
+            found.update(_members(payload, spec))
+        member = payload.get
+        for name, key in self.plain:
+            value = member(key)
+            if type(value) is str:
+                found[name] = value
+        for spec in self.others:
+            if (read := spec.read(payload)) is not None:
+                found[spec.name] = read
+        if audience := audience_of(payload):
+            found["aud"] = audience
+        return found
+
+
 def read_claims(
     payload: Mapping[str, Any],
     claims: Mapping[str, ClaimSpec],
     families: Iterable[ClaimSpec] = (),
 ) -> dict[str, ClaimValue]:
-    """What rules may look at in a verified payload, under short names: one reading for identity, policy tests and explain.
-
-    `iss`, `sub` and `jti` are there if they are strings, `aud` as a tuple whatever its shape.  Derived claims are left out.
-    """
-    found: dict[str, ClaimValue] = {}
-    for name in REGISTERED:
-        if type(value := payload.get(name)) is str:
-            found[name] = value
-    for spec in families:
-        for name, value in _members(payload, spec):
-            found[name] = value
-    for name, spec in claims.items():
-        if spec.path and (read := spec.read(payload)) is not None:
-            found[name] = read
-    if audience := audience_of(payload):
-        found["aud"] = audience
-    else:
-        found.pop("aud", None)
-    return found
+    """One reading for identity, policy tests and explain, where none is at hand that was made before."""
+    return Reading.of(claims, families).read(payload)
 
 
 def audience_of(payload: Mapping[str, Any]) -> tuple[str, ...]:
@@ -118,6 +142,6 @@ def _members(payload: Mapping[str, Any], family: ClaimSpec) -> Iterable[tuple[st
     if type(holder) is not dict:
         return
     prefix, short = family.path[-1].removesuffix("*"), family.name.removesuffix("*")
-    for key, value in holder.items():
-        if key.startswith(prefix) and (read := typed(value, family.types)) is not None:
+    for key in [key for key in holder if key.startswith(prefix)]:
+        if (read := typed(holder[key], family.types)) is not None:
             yield short + key.removeprefix(prefix), read

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from binascii import a2b_base64
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -44,8 +43,7 @@ class NotCompact(ValueError):
     """This is no compact JWS with strict JSON inside; the reason is short and carries nothing of the token."""
 
 
-@dataclass(frozen=True, slots=True)
-class UnverifiedJws:
+class UnverifiedJws(msgspec.Struct, frozen=True):
     """A well-formed token that nobody has vouched for yet: route by it, verify it, believe nothing in it.
 
     `kid` and `typ` are None where the header has none.  The signature covers `signing_input` (RFC 7515 §5.2).

@@ -17,6 +17,7 @@ from typing import Final
 from broker import errors
 
 _MAJOR_MIN: Final = 7  # server functions came with Redis 7.0; every Valkey has them
+_ANSWER_S: Final = 5
 _VERSION: Final = re.compile(r"\bv=(([0-9]+)\.[0-9.]+)")
 
 
@@ -61,7 +62,7 @@ def _candidates() -> Iterator[tuple[Path, str]]:
 
 def _examine(path: Path, source: str) -> ServerBinary:
     try:
-        told = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5, check=True, env={})
+        told = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=_ANSWER_S, check=True, env={})
     except (OSError, subprocess.SubprocessError) as error:
         raise errors.CannotStart(f"{path} does not run: {type(error).__name__}") from error
     version = _VERSION.search(told.stdout)

@@ -1,6 +1,6 @@
 """THE transaction, and the rest of the store as the house sees it.
 
-Stands on model, config.  Called by exchange, admin, revocation, audit, keys, node.  STATE: what the server does stands in functions.lua.
+Stands on model, config.  Called by exchange, admin, revocation, audit, keys, node.  What the server does: functions.lua.
 Hot path (`commit`, `append`): one round trip on the hot connection, many calls in one send, nothing sent twice.
 Everything else goes through redis-py, which repeats nothing either.  Whatever goes wrong is StoreUnavailable, and
 its text carries no user, no password and nothing of what was sent.
@@ -12,7 +12,6 @@ import time
 from collections.abc import Awaitable
 from typing import Any, Final, Literal
 
-import hiredis
 from redis.exceptions import RedisError, ResponseError
 
 from broker import errors
@@ -22,7 +21,7 @@ from broker.store import names
 from broker.store.connect import Connector, parse
 from broker.store.functions import Functions, read_library
 from broker.store.health import examine
-from broker.store.line import Line, code_of
+from broker.store.line import Line, code_of, pack
 from broker.store.values import (
     Added,
     Appended,
@@ -90,12 +89,10 @@ class Store:
         for parent in commit.parents:
             keys.append(names.cred(slot, parent))
         answer = await self._line.call(
-            hiredis.pack_command(
-                (
-                    "FCALL", self._commit_name, len(keys), *keys,
-                    position.index, position.tag, commit.now, commit.id, commit.record, commit.registration, commit.cred_until,
-                    limits.store_clock_skew_s, limits.stale_entries_max, "" if claim is None else claim.until,
-                )
+            pack(
+                "FCALL", self._commit_name, len(keys), *keys,
+                position.index, position.tag, commit.now, commit.id, commit.record, commit.registration, commit.cred_until,
+                limits.store_clock_skew_s, limits.stale_entries_max, "" if claim is None else claim.until,
             )
         )  # fmt: skip
         code = _code(answer)
@@ -118,7 +115,7 @@ class Store:
             args += [position.index, position.tag, now, self._limits.store_clock_skew_s, self._limits.stale_entries_max]
             if claim is not None:
                 keys.append(names.claim(slot, claim.key))
-        answer = await self._line.call(hiredis.pack_command(("FCALL", self._append_name, len(keys), *keys, *args)))
+        answer = await self._line.call(pack("FCALL", self._append_name, len(keys), *keys, *args))
         code = _code(answer)
         if code == _OK:
             return Appended()

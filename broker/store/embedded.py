@@ -14,17 +14,16 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
-
-import structlog
 
 from broker import errors
 from broker.config import Limits
 from broker.store.binary import ServerBinary, find
 from broker.store.folder import Folder
+from broker.telemetry import log
 
 _POLL_S: Final = 0.01
 _LOG_LINES: Final = 3
@@ -46,13 +45,12 @@ class EmbeddedStore:
     def __init__(self, data: Path, limits: Limits | None = None, *, server: Path | None = None) -> None:
         """`server`: the binary to run, else the first that binary.py finds."""
         self._limits = limits or Limits()
-        self._folder = Folder(data.expanduser().absolute())
+        self._folder = _folder(data)
         self._chosen = server
         self._owner_lock: int | None = None
         self._server_lock: int | None = None
         self._socket = Path()
         self._process: asyncio.subprocess.Process | None = None
-        self._log: Any = structlog.stdlib.get_logger("broker.store")
         self.binary: ServerBinary | None = None
 
     @property
@@ -87,9 +85,8 @@ class EmbeddedStore:
         except BaseException:
             await self.stop()
             raise
-        self._log.info(
-            "store_started", software=self.binary.software, version=self.binary.version, source=self.binary.source, pid=self.pid
-        )
+        facts = {"software": self.binary.software, "version": self.binary.version, "source": self.binary.source}
+        log.get("store").info("the embedded store is up", pid=self.pid, **facts)
         return self.url
 
     async def supervise(self, stop: asyncio.Event) -> None:
@@ -104,14 +101,14 @@ class EmbeddedStore:
                     died.cancel()
                     if stop.is_set():
                         return
-                    self._log.error("store_died", code=self._process.returncode)
+                    log.get("store").error("the embedded store died", code=self._process.returncode)
                     self._process = None
                 try:
                     await self._launch()
-                    self._log.info("store_restarted", pid=self.pid)
+                    log.get("store").info("the embedded store is up again", pid=self.pid)
                     backoff_s = first_s
                 except errors.CannotStart as error:
-                    self._log.error("store_restart_failed", detail=error.detail, hints=error.hints)
+                    log.get("store").error("the embedded store stays down", cause=error.detail, hints=error.hints)
                     await asyncio.wait({stopped}, timeout=backoff_s)
                     backoff_s = min(2 * backoff_s, self._limits.store_restart_s_max)
         finally:
@@ -137,7 +134,7 @@ class EmbeddedStore:
             if (descriptor := self._folder.lock_server()) is not None:
                 return descriptor
             for pid in self._folder.server_pids() if sent else ():
-                self._log.warning("store_orphan_ended", pid=pid, signal=sent and sent.name)
+                log.get("store").warning("a store that no broker owns is ended", pid=pid)
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, sent or signal.SIGTERM)
             deadline = loop.time() + self._limits.store_stop_s_max
@@ -158,19 +155,22 @@ class EmbeddedStore:
             "unixsocket": str(self._socket), "dir": str(self._folder.store), "pidfile": str(self._folder.pid_file),
         }  # fmt: skip
         arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
-        with _private_child(), self._folder.log.open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                self.binary.path,
-                *arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={"LC_ALL": "C"},
-                cwd=self._folder.store,
-                pass_fds=(self._server_lock,),
-                # Ctrl-C at a terminal is for the broker, which ends the server after its last answer.
-                start_new_session=True,
-            )
+        try:
+            with _private_child(), self._folder.log.open("ab") as output:
+                process = await asyncio.create_subprocess_exec(
+                    self.binary.path,
+                    *arguments,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={"LC_ALL": "C"},
+                    cwd=self._folder.store,
+                    pass_fds=(self._server_lock,),
+                    # Ctrl-C at a terminal is for the broker, which ends the server after its last answer.
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise errors.CannotStart(f"the embedded store does not start: {error.strerror}", str(self.binary.path)) from error
         self._process = process
         # 4
         if await _answers(self._socket, self._limits.store_start_s_max, process):
@@ -179,17 +179,18 @@ class EmbeddedStore:
         if process.returncode is None:
             await _end(process, self._limits.store_stop_s_max)
         said = self._folder.log.read_text("utf-8", "replace").splitlines()[-_LOG_LINES:]
-        raise errors.CannotStart(f"the embedded store does not start (exit {process.returncode})", *said, f"see {self._folder.log}")
+        why = f"the embedded store does not start (exit {process.returncode})"
+        raise errors.CannotStart(why, *said, f"see {self._folder.log}")
 
 
 @contextlib.asynccontextmanager
-async def attach(data: Path, limits: Limits | None = None, *, server: Path | None = None) -> AsyncIterator[str]:
+async def attach(data: Path, limits: Limits | None = None, *, server: Path | None = None) -> AsyncGenerator[str]:
     """The URL of a folder's store for one command: the running broker's, or one that is started and stopped here.
 
     Raises `CannotReach` where there is no store, or its broker's does not answer; `CannotStart` as `EmbeddedStore.start`.
     """
     limits = limits or Limits()
-    folder = Folder(data.expanduser().absolute())
+    folder = _folder(data)
     if not folder.store.is_dir():
         raise errors.CannotReach(f"{data} holds no store", "--data names the folder that `broker serve` was given")
     store = EmbeddedStore(data, limits, server=server)
@@ -217,9 +218,12 @@ async def _answers(socket: Path, within_s: float, process: asyncio.subprocess.Pr
             try:
                 writer.write(b"PING\r\n")
                 async with asyncio.timeout_at(deadline):
-                    # While it reads its log back it answers -LOADING.
-                    if await reader.readline() == b"+PONG\r\n":
-                        return True
+                    answer = await reader.readline()
+                if answer == b"+PONG\r\n":
+                    return True
+                # A server of our own that reads its log back gets all the time that it takes.
+                if process is not None and answer.startswith(b"-LOADING"):
+                    deadline = loop.time() + within_s
             finally:
                 writer.close()
         await asyncio.sleep(_POLL_S)
@@ -239,7 +243,7 @@ async def _end(process: asyncio.subprocess.Process, within_s: float) -> None:
 
 
 @contextlib.contextmanager
-def _private_child() -> Iterator[None]:
+def _private_child() -> Generator[None]:
     """What is started meanwhile makes files for this user alone, and leaves no core file with records and keys in it."""
     before, hard = resource.getrlimit(resource.RLIMIT_CORE)
     mask = os.umask(0o077)
@@ -249,6 +253,10 @@ def _private_child() -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_CORE, (before, hard))
         os.umask(mask)
+
+
+def _folder(data: Path) -> Folder:
+    return Folder(data.expanduser().absolute())
 
 
 def _url(socket: Path) -> str:

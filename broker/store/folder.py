@@ -125,7 +125,9 @@ class Folder:
             before = self.socket()
             chosen = before if before and before != near and _is_ours(before.parent) else _elsewhere() / "store.sock"
         chosen = chosen.absolute()
-        (self.run / "socket").write_text(f"{chosen}\n", "utf-8")
+        note = self.run / "socket"
+        note.touch(mode=0o600)
+        note.write_text(f"{chosen}\n", "utf-8")
         return chosen
 
     def clear_socket(self) -> None:
@@ -142,7 +144,7 @@ class Folder:
 
 def _elsewhere() -> Path:
     # A random name, made by us with mode 0700: nobody can be there first.
-    for place in (None, "/tmp"):
+    for place in (None, "/tmp"):  # noqa: S108 -- TMPDIR may be long itself
         made = Path(tempfile.mkdtemp(prefix="broker-", dir=place))
         if len(os.fsencode(made / "store.sock")) <= SOCKET_BYTES_MAX:
             return made

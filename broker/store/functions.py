@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import redis.asyncio
 from redis.exceptions import ResponseError
@@ -66,5 +66,5 @@ class Functions:
 
     async def _call(self, short: str, keys: tuple[str, ...], args: tuple[str | bytes | int, ...]) -> list[Any]:
         name = self._library.function(short)
-        answer: list[Any] = await self._client.execute_command("FCALL", name, len(keys), *keys, *args)
-        return answer
+        answer: Any = await self._client.execute_command("FCALL", name, len(keys), *keys, *args)
+        return cast("list[Any]", answer)

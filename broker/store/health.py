@@ -43,7 +43,7 @@ async def examine(client: redis.asyncio.Redis, label: str) -> StoreHealth:
 
 async def _config(client: redis.asyncio.Redis) -> dict[str, str]:
     try:
-        found = await client.execute_command(
+        found: Any = await client.execute_command(
             "CONFIG GET", "appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory-policy"
         )
     except ResponseError:

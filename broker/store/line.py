@@ -16,16 +16,17 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 import hiredis
-import structlog
 from redis.exceptions import RedisError
 
 from broker import errors
 from broker.config import Limits
 from broker.store.connect import Connector
 from broker.store.functions import MISSING, PRESENT, Library
+from broker.telemetry import log
 
 _NOTHING: Final = object()
 _BACKOFF_STEPS: Final = 32
+_CODE_CHARACTERS_MAX: Final = 32
 # After these the server is not the one to write to: look for the primary again.
 _ELSEWHERE: Final = ("READONLY", "MASTERDOWN", "LOADING", "NOAUTH")
 
@@ -49,7 +50,7 @@ class Link(asyncio.Protocol):
         return self._transport is None
 
     def send(self, packed: bytes, deadline: float) -> asyncio.Future[Any]:
-        """The answer to come, an `hiredis.ReplyError` among them.  `deadline` is the loop's time.  Fails with StoreUnavailable."""
+        """The answer to come, perhaps a `hiredis.ReplyError`.  `deadline` is the loop's time.  Fails with StoreUnavailable."""
         future: asyncio.Future[Any] = self._loop.create_future()
         if self._transport is None:
             future.set_exception(errors.StoreUnavailable("the connection to the store is lost"))
@@ -64,7 +65,7 @@ class Link(asyncio.Protocol):
 
     async def ask(self, *command: str | int) -> Any:
         """One command of the handshake, answered.  Raises StoreUnavailable, also where the server refuses it."""
-        answer = await self.send(hiredis.pack_command(command), self._loop.time() + self._timeout_s)
+        answer = await self.send(pack(*command), self._loop.time() + self._timeout_s)
         if isinstance(answer, hiredis.ReplyError):
             raise errors.StoreUnavailable(f"the store refuses {command[0]}: {code_of(answer)}")
         return answer
@@ -135,7 +136,6 @@ class Line:
         self._connecting: asyncio.Task[None] | None = None
         self._trouble = "no connection to the store yet"
         self._closed = False
-        self._log = structlog.stdlib.get_logger("broker.store")
 
     async def call(self, packed: bytes) -> Any:
         """The answer to one packed function call.  Raises StoreUnavailable: nothing is known, or nothing was written."""
@@ -158,6 +158,7 @@ class Line:
         """Ends the connection; calls in flight and later ones fail."""
         self._closed = True
         self._trouble = "the connection to the store is closed"
+        self._up.set()
         if self._connecting is not None:
             self._connecting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -185,7 +186,7 @@ class Line:
     def _connect_ended(self, task: asyncio.Task[None]) -> None:
         self._connecting = None
         if not task.cancelled() and (failure := task.exception()) is not None:
-            self._log.error("store_connection_failed", error=type(failure).__name__)
+            log.get("store").error("the store cannot be connected to", error=type(failure).__name__)
 
     async def _connect(self) -> None:
         backoff_s = self._backoff_s_max / _BACKOFF_STEPS
@@ -221,7 +222,7 @@ class Line:
 
     async def _load(self, link: Link) -> None:
         loop = asyncio.get_running_loop()
-        packed = hiredis.pack_command(("FUNCTION", "LOAD", self._library.code))
+        packed = pack("FUNCTION", "LOAD", self._library.code)
         answer = await link.send(packed, loop.time() + self._timeout_s)
         if isinstance(answer, hiredis.ReplyError) and PRESENT not in str(answer):
             raise errors.StoreUnavailable(f"the store refuses FUNCTION LOAD: {code_of(answer)}")
@@ -233,6 +234,13 @@ class Line:
             self._connect_soon()
 
 
+def pack(*words: str | bytes | int) -> bytes:
+    """One command as it goes over the wire (RESP)."""
+    # The library's stub asks for a tuple of one.
+    return hiredis.pack_command(cast("Any", words))
+
+
 def code_of(error: Exception) -> str:
-    """The first word of a server's error: its code.  The rest may repeat what was sent."""
-    return str(error).split(" ", 1)[0][:32]
+    """The code of a server's error: its first word, or the type that redis-py made of it.  The rest may repeat what was sent."""
+    word = str(error).split(" ", 1)[0]
+    return word[:_CODE_CHARACTERS_MAX] if word.isupper() else type(error).__name__

@@ -5,16 +5,17 @@ Stands on model.  Used by every room above; `broker.store.commit` hands them on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from broker.model import SingleUse
 
 RegistrationState = Literal["live", "void", "revoked"]
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(Struct, frozen=True):
     """Where a node stands in a slot's log: index of the last entry that it holds, that entry's number and tag."""
 
     index: int
@@ -31,8 +32,7 @@ class LogEntry:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(Struct, frozen=True):
     """One exchange, ready to be recorded.
 
     `now` and `cred_until` are epoch seconds of the node's clock, `id` the request's, `record` the audit record,
@@ -45,17 +45,20 @@ class Commit:
     id: str
     jti: str
     cred_until: int
-    record: bytes = field(repr=False)
-    registration: bytes = field(repr=False)
+    record: bytes
+    registration: bytes
     claim: SingleUse | None = None
     parents: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Says which commit, and nothing of what it writes."""
+        return f"Commit({self.slot} {self.id} {self.jti})"
 
 
 # What a commit hears
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(Struct, frozen=True):
     """Recorded, durably.  `elapsed_s` counts from before the write to the answer, on the monotonic clock."""
 
     elapsed_s: float

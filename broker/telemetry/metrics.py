@@ -11,12 +11,19 @@ import os
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from broker.telemetry.tally import TalliedCounter, TalliedHistogram
+
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
-EXCHANGES = Counter("broker_exchanges_total", "Exchanges by outcome", ["env", "issuer", "outcome", "reason"])
-CHECKS = Counter("broker_checks_total", "Dry runs by outcome", ["env", "issuer", "outcome", "reason"])
-EXCHANGE_SECONDS = Histogram("broker_exchange_seconds", "Whole exchange", ["env", "outcome"], buckets=SECONDS)
-STAGE_SECONDS = Histogram("broker_stage_seconds", "One stage of an exchange", ["stage"], buckets=SECONDS)
+_BY_OUTCOME = ["env", "issuer", "outcome", "reason"]
+EXCHANGES = TalliedCounter(Counter("broker_exchanges_total", "Exchanges by outcome", _BY_OUTCOME))
+CHECKS = TalliedCounter(Counter("broker_checks_total", "Dry runs by outcome", _BY_OUTCOME))
+EXCHANGE_SECONDS = TalliedHistogram(
+    Histogram("broker_exchange_seconds", "Whole exchange", ["env", "outcome"], buckets=SECONDS), SECONDS
+)
+STAGE_SECONDS = TalliedHistogram(
+    Histogram("broker_stage_seconds", "One stage of an exchange", ["stage"], buckets=SECONDS), SECONDS
+)
 STORE_SECONDS = Histogram("broker_store_seconds", "One call of a server function", ["function"], buckets=SECONDS)
 UNISSUED = Counter("broker_unissued_total", "Committed exchanges whose credential never left", ["env"])
 REFUSALS_SUMMARISED = Counter("broker_refusals_summarised_total", "Refusals recorded in summaries", ["env"])
@@ -29,8 +36,15 @@ POLICY_BROKEN = Gauge("broker_policy_broken", "1 while the folder holds a tree t
 TRACES_DROPPED = Counter("broker_traces_dropped_total", "Traces that no collector took")
 
 
+def flush() -> None:
+    """Hands over what the hot path has counted since the last time."""
+    for tallied in (EXCHANGES, CHECKS, EXCHANGE_SECONDS, STAGE_SECONDS):
+        tallied.flush()
+
+
 def exposition() -> bytes:
     """The text that Prometheus reads: this process, or the sum over all workers."""
+    flush()
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return generate_latest()
     registry = CollectorRegistry()

@@ -19,7 +19,10 @@ from broker.web import errors, token
 from broker.web.address import client_address
 
 Headers = dict[bytes, bytes]
+Pairs = list[tuple[bytes, bytes]]
+Rejection = tuple[int, str, Pairs]
 FORM = b"application/x-www-form-urlencoded"
+TOO_LARGE: Rejection = (413, "the body is larger than is accepted here", [])
 NO_STORE = [(b"content-type", b"application/json"), (b"cache-control", b"no-store"), (b"pragma", b"no-cache")]
 
 
@@ -42,20 +45,24 @@ class TokenEndpoint:
         request_id = token.new_request_id()
         ids = [(b"x-request-id", request_id.encode()), (b"traceresponse", current.traceresponse.encode())]
         refused = _envelope(scope, headers, repeated, self.limits)
-        body = await _body(receive, self.limits.body_bytes_max) if refused is None else None
+        try:
+            body = await _body(receive, self.limits.body_bytes_max) if refused is None else None
+        except _Gone:
+            return None  # nobody is left to hear an answer, and nothing was asked in full
         if refused is None and body is None:
-            refused = 413, "the body is larger than is accepted here", []
+            refused = TOO_LARGE
         if refused is not None or body is None:
-            return await self._turn_away(send, refused or (400, "", []), ids)
+            return await self._turn_away(send, refused or TOO_LARGE, env, ids, current)
         client = Client(
             address=client_address(scope, headers, self.trusted_proxies),
             user_agent=headers.get(b"user-agent", b"").decode("latin-1"),
         )
         status, outcome, answer, extra = await self._serve(env, request_id, current, body, headers, client, scope, check)
         await _reply(send, status, answer, NO_STORE + ids + extra)
-        metrics.EXCHANGE_SECONDS.labels(env, outcome).observe(time.perf_counter() - started)
-        current.attributes.update({"broker.env": env, "broker.outcome": outcome, "http.response.status_code": status})
+        metrics.EXCHANGE_SECONDS.observe(time.perf_counter() - started, env, outcome)
+        current.attributes = {"broker.env": env, "broker.outcome": outcome, "http.response.status_code": status}
         self.tracer.finish(current, error=str(status) if status >= 500 else "")
+        return None
 
     async def _serve(
         self,
@@ -82,20 +89,20 @@ class TokenEndpoint:
             outcome = "unavailable" if isinstance(error, Unavailable) else "refused"
             if outcome == "unavailable":
                 log.get("exchange").warning("unavailable", env=env, reason=error.reason, detail=error.detail, request_id=request_id)
-            counter.labels(env, _issuer(story), outcome, error.reason).inc()
+            counter.inc(env, _issuer(story), outcome, error.reason)
             status, answer, extra = errors.answer(
                 error, issuer=issuer, grant_type=grant_type, request_id=request_id, trace_id=trace_id
             )
             return status, outcome, answer, extra
         except Exception as error:
             log.get("exchange").error("unforeseen", env=env, request_id=request_id, exc_info=error)
-            counter.labels(env, _issuer(story), "failed", "server_error").inc()
+            counter.inc(env, _issuer(story), "failed", "server_error")
             status, answer, extra = errors.answer(
                 error, issuer=issuer, grant_type=grant_type, request_id=request_id, trace_id=trace_id
             )
             return status, "failed", answer, extra
         outcome = "would_issue" if check else "issued"
-        counter.labels(env, _issuer(story), outcome, "").inc()
+        counter.inc(env, _issuer(story), outcome, "")
         if isinstance(done, Issued):
             return 200, outcome, token.issued_body(done), []
         return 200, outcome, token.would_issue_body(done, request_id, trace_id), []
@@ -133,13 +140,17 @@ class TokenEndpoint:
             raise
         return Story(request)
 
-    async def _turn_away(self, send: Any, refused: tuple[int, str, list[tuple[bytes, bytes]]], ids: list[tuple[bytes, bytes]]) -> None:
+    async def _turn_away(self, send: Any, refused: Rejection, env: str, ids: Pairs, current: trace.Trace) -> None:
         """What never became a form: counted, not recorded."""
         status, sentence, extra = refused
         metrics.REQUESTS_REJECTED.labels(str(status)).inc()
-        body = f'{{"error":"invalid_request","error_description":"{sentence}","request_id":"{ids[0][1].decode()}"}}'
-        close = [(b"connection", b"close")] if status == 413 else []
-        await _reply(send, status, body.encode(), NO_STORE + ids + extra + close)
+        issuer, request_id = f"{self.exchange.base_url}/{env}", ids[0][1].decode()
+        body = errors.envelope(sentence, issuer=issuer, request_id=request_id, trace_id=current.trace_id_hex)
+        await _reply(send, status, body, NO_STORE + ids + extra)
+
+
+class _Gone(Exception):
+    """The caller left before its request was whole."""
 
 
 def _issuer(story: Story | None) -> str:
@@ -165,13 +176,11 @@ def _trace_headers(headers: Headers) -> dict[str, str] | None:
     return found
 
 
-def _envelope(
-    scope: Any, headers: Headers, repeated: set[bytes], limits: Limits
-) -> tuple[int, str, list[tuple[bytes, bytes]]] | None:
+def _envelope(scope: Any, headers: Headers, repeated: set[bytes], limits: Limits) -> Rejection | None:
     """What is wrong with method, media type or announced size (RFC 9110 §15.5); None if nothing is."""
     length = headers.get(b"content-length", b"0")
     if length.isdigit() and int(length) > limits.body_bytes_max:
-        return 413, "the body is larger than is accepted here", []
+        return TOO_LARGE
     if scope["method"] != "POST":
         return 405, "this endpoint takes POST only", [(b"allow", b"POST")]
     if not _is_form(headers.get(b"content-type", b"")) or b"content-type" in repeated:
@@ -194,22 +203,19 @@ def _is_form(content_type: bytes) -> bool:
 
 
 async def _body(receive: Any, bytes_max: int) -> bytes | None:
-    """The whole body, or None if it grows over the limit."""
-    message = await receive()
-    body = message.get("body", b"")
-    if not message.get("more_body", False):
-        return body if len(body) <= bytes_max else None
-    parts = [body]
-    size = len(body)
-    while message.get("more_body", False):
+    """The whole body, or None if it grows over the limit.  Raises `_Gone`."""
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return b""
+            raise _Gone
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > bytes_max:
             return None
-    return b"".join(parts)
+        more = message.get("more_body", False)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 async def _reply(send: Any, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:

@@ -99,6 +99,14 @@ def answer(
     return status, _json(body), headers
 
 
+def envelope(sentence: str, *, issuer: str, request_id: str, trace_id: str) -> bytes:
+    """The body for what is wrong with method, media type or size: nothing was read, so it is the same for everybody."""
+    reason = errors.MalformedRequest.wire_reason
+    body = {"error": oauth.INVALID_REQUEST, "error_description": sentence}
+    body |= {"error_uri": f"{issuer}/errors/{reason}", "reason": reason, "request_id": request_id, "trace_id": trace_id}
+    return _json(body)
+
+
 def _description(error: errors.BrokerError) -> str:
     """The constant sentence, and behind it what may be told: clients show their user this one member, and no other."""
     more = error.detail if isinstance(error, errors.RequestRejected) else ""

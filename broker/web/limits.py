@@ -16,6 +16,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from broker.config import Limits
 from broker.telemetry import metrics
 
+DIGITS_MAX = 18  # of a Content-Length
+FRAMING_MAX = 8  # times its content: a body in chunks of one byte
+
 
 class _Turned(Exception):
     """Stops the parser once an answer has been written."""
@@ -28,13 +31,19 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _clock: asyncio.TimerHandle | None = None
     _header_bytes: int = 0
+    _body_bytes: int = 0
+    _raw_bytes: int = 0
+    _late_bytes: int = 0
     _hosts: int = 0
+    _unanswered: int = 0
+    _in_head: bool = False
+    _in_body: bool = False
     _turned: bool = False
 
     def connection_made(self, transport: Any) -> None:
         """Starts the clock: a connection that says nothing is closed."""
         super().connection_made(transport)
-        self._start_clock()
+        self._start_clock(self.limits.request_s_max)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stops the clock."""
@@ -42,17 +51,26 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Feeds the parser, unless this connection was turned away."""
+        """Feeds the parser; what comes after a last answer is thrown away."""
         if self._turned:
+            self._late_bytes += len(data)
+            if self._late_bytes > self.limits.linger_bytes_max:
+                self.transport.close()
             return
-        if self._clock is None and not self._receiving():
-            self._start_clock()
+        if self._clock is None:
+            self._start_clock(self.limits.request_s_max)
+        inside = self._in_head or self._in_body
         super().data_received(data)
+        if inside:
+            self._count_raw(len(data))
 
     def on_message_begin(self) -> None:
         """A new request: counts start at zero."""
         super().on_message_begin()
-        self._header_bytes = self._hosts = 0
+        self._header_bytes = self._body_bytes = self._raw_bytes = self._hosts = 0
+        self._in_head = True
+        if self._clock is None:  # begun in the very bytes that ended the one before
+            self._start_clock(self.limits.request_s_max)
 
     def on_url(self, url: bytes) -> None:
         """Bounds the URL."""
@@ -61,33 +79,66 @@ class BoundedProtocol(HttpToolsProtocol):
             self._turn_away(414)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Bounds headers in number and size."""
+        """Bounds headers in number and size, and the body where its length is announced."""
         super().on_header(name, value)
         self._header_bytes += len(name) + len(value)
-        self._hosts += name.lower() == b"host"
+        lower = name.lower()
+        self._hosts += lower == b"host"
         if self._header_bytes > self.limits.headers_bytes_max or len(self.headers) > self.limits.headers_max:
             self._turn_away(431)
+        if lower == b"content-length" and (len(value) > DIGITS_MAX or int(value) > self.limits.body_bytes_max):
+            self._turn_away(413)
 
     def on_headers_complete(self) -> None:
-        """HTTP/1.1 asks for exactly one Host (RFC 9112 §3.2)."""
+        """HTTP/1.1 asks for exactly one Host (RFC 9112 §3.2).  Beyond the bound of connections nobody is served."""
         parser: Any = self.parser
         if self._hosts != 1 and parser.get_http_version() == "1.1":
             self._turn_away(400)
+        if len(self.connections) > self.limits.connections_max:
+            self._turn_away(503)
         super().on_headers_complete()
+        self._unanswered += 1
+        self._in_head, self._in_body = False, True
+        self._raw_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        """Bounds the body where its length is not announced."""
+        self._body_bytes += len(body)
+        if self._body_bytes > self.limits.body_bytes_max:
+            self._turn_away(413)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is whole: its clock stops."""
         self._stop_clock()
+        self._in_body = False
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer is out.  What was turned away behind it ends the connection only now."""
+        self._unanswered -= 1
+        super().on_response_complete()
+        if self._turned and not self._owes_answers():
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """Answers what the parser refused, once, without the parser's own words."""
         if not self._turned:
             self._write(400)
 
-    def _start_clock(self) -> None:
+    def _count_raw(self, size: int) -> None:
+        """Bounds what the parser keeps to itself: a name or value that does not end, chunks that are all frame and no picture."""
+        self._raw_bytes += size
+        if self._turned:
+            return
+        if self._in_head and self._raw_bytes > self.limits.headers_bytes_max + self.limits.url_bytes_max:
+            self._write(431)
+        if self._in_body and self._raw_bytes > self.limits.body_bytes_max * FRAMING_MAX:
+            self._write(413)
+
+    def _start_clock(self, seconds: float) -> None:
         self._stop_clock()
-        self._clock = self.loop.call_later(self.limits.request_s_max, self._time_out)
+        self._clock = self.loop.call_later(seconds, self._time_out)
 
     def _stop_clock(self) -> None:
         if self._clock is not None:
@@ -96,29 +147,41 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _time_out(self) -> None:
         self._clock = None
-        if not self._turned:
+        if self._turned:
+            self.transport.close()
+        else:
             self._write(408)
 
-    def _receiving(self) -> bool:
-        """Whether a body is on its way; its request's clock runs already."""
-        cycle: Any = self.cycle
-        return cycle is not None and cycle.more_body
+    def _owes_answers(self) -> bool:
+        """Whether requests before the one that is being read wait for their answers."""
+        return self._unanswered > self._in_body
 
     def _turn_away(self, status: int) -> None:
         self._write(status)
         raise _Turned
 
     def _write(self, status: int) -> None:
+        metrics.REQUESTS_REJECTED.labels(str(status)).inc()
         self._turned = True
         self._stop_clock()
-        metrics.REQUESTS_REJECTED.labels(str(status)).inc()
+        if self._owes_answers():  # an answer out of turn would be taken for theirs
+            return None
+        cycle: Any = self.cycle
+        if self._in_body:
+            if cycle.response_started:  # answered already, before its body had ended
+                return self.transport.close()
+            cycle.disconnected = True  # whoever waits for the rest need not answer
+            cycle.message_event.set()
         phrase = http.HTTPStatus(status).phrase
-        body = f'{{"error":"invalid_request","error_description":"{phrase}"}}'
+        error, later = ("temporarily_unavailable", "retry-after: 1\r\n") if status == 503 else ("invalid_request", "")
+        body = f'{{"error":"{error}","error_description":"{phrase}"}}'
         self.transport.write(
-            f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncache-control: no-store\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n{body}".encode()
+            f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncache-control: no-store\r\npragma: no-cache\r\n"
+            f"{later}content-length: {len(body)}\r\nconnection: close\r\n\r\n{body}".encode()
         )
-        self.transport.close()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        return self._start_clock(self.limits.linger_s_max)
 
 
 def bounded(limits: Limits) -> type[BoundedProtocol]:

@@ -41,7 +41,6 @@ def server(app: Any, settings: Settings) -> uvicorn.Server:
         date_header=True,
         proxy_headers=False,
         backlog=2048,
-        limit_concurrency=limits.connections_max,
         timeout_keep_alive=limits.keep_alive_s,
         timeout_graceful_shutdown=max(1, limits.shutdown_s_max - DRAIN_MARGIN_S),
         ssl_certfile=settings.tls_cert,

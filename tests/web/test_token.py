@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode
 
 import pytest
 from hypothesis import given, settings
@@ -225,3 +225,15 @@ def test_no_message_repeats_what_was_sent(values: dict[str, str]) -> None:
         read(marked)
     except errors.RequestRejected as refusal:
         assert "MARK" not in f"{refusal.public} {refusal.detail}"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.text(min_size=1, max_size=12), st.text(max_size=30)), max_size=8, unique_by=lambda pair: pair[0]))
+def test_a_form_reads_as_the_standard_library_reads_it(pairs: list[tuple[str, str]]) -> None:
+    kept = [(name, value) for name, value in pairs if "\0" not in name + value and not _surrogate(name + value)]
+    body = urlencode(kept).encode()
+    assert token.read_form(body, LIMITS) == {name: values for name, values in parse_qs(body.decode()).items()}
+
+
+def _surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)

@@ -1,0 +1,119 @@
+"""What the documentation shows is true: its policy compiles, its JSON and TOML parse, its workflows get a credential."""
+
+from __future__ import annotations
+
+import ast
+import json
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from broker.config import SETTINGS, Limits
+from broker.errors import PolicyInvalid
+from broker.policy.cases import run_cases
+from broker.policy.compile import compile_tree
+from broker.policy.files import read_tree
+from broker.policy.tree import Tree
+from tests.docs.pages import DOCS, PAGES, ROOT, Block, blocks
+
+TODAY = 1_795_478_400  # 2026-11-24
+ENVIRONMENTS = "environments:\n  prod: {max_ttl: 15m, issuers: [ISSUERS]}\n  staging: {max_ttl: 1h, issuers: [ISSUERS]}\n  dev: {max_ttl: 8h, issuers: [ISSUERS]}\n"
+RULE = """service_account: svc-example-{number}
+owner: team-payments
+tags: {{system: payments}}
+expires: 2027-06-30
+access: {{payments: [deploy:write, releases:read]}}
+trust:
+  -
+{rule}"""
+YAML = [block for page in PAGES for block in blocks(page) if block.language in {"yaml", "yml"}]
+TREES = sorted({block.page for block in YAML if block.value("file")})
+
+
+def tree_files(page: Path) -> dict[str, str]:
+    """The files that a page shows, and what it leaves out: the example tree's Apis, environments that are open to its issuers."""
+    shown = list(blocks(page))
+    files = {name: block.text for block in shown if (name := block.value("file"))}
+    issuers = ", ".join(yaml.safe_load(files["issuers.yaml"])["issuers"])
+    files.setdefault("apis.yaml", (ROOT / "policies" / "apis.yaml").read_text("utf-8"))
+    files.setdefault("environments.yaml", ENVIRONMENTS.replace("ISSUERS", issuers))
+    for number, block in enumerate(block for block in shown if block.value("rule")):
+        rule = "".join(f"    {line}\n" for line in block.text.splitlines())
+        files[f"prod/svc-example-{number}.yaml"] = RULE.format(number=number, rule=rule)
+    return files
+
+
+def write(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, "utf-8")
+    return folder
+
+
+def compiled(folder: Path) -> Tree:
+    return compile_tree(read_tree(folder, Limits()), limits=Limits(), today=TODAY)
+
+
+@pytest.mark.parametrize("page", TREES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_tree_of_a_page_compiles_without_a_warning_and_its_tests_pass(page: Path, tmp_path: Path) -> None:
+    tree = compiled(write(tmp_path, tree_files(page)))
+    assert [str(warning) for warning in tree.warnings] == []
+    assert [result.message for result in run_cases(tree, TODAY) if not result.passed] == []
+
+
+def test_the_policy_page_shows_tests() -> None:
+    assert "expect: deny" in tree_files(DOCS / "policy.md")["prod/svc-payments-deploy.yaml"]
+
+
+@pytest.mark.parametrize("block", [block for block in YAML if block.value("wrong")], ids=str)
+def test_what_is_shown_as_wrong_is_refused_for_that_reason(block: Block, tmp_path: Path) -> None:
+    name = yaml.safe_load(block.text)["service_account"]
+    folder = write(tmp_path, tree_files(block.page) | {f"prod/{name}.yaml": block.text})
+    with pytest.raises(PolicyInvalid) as caught:
+        compiled(folder)
+    assert [problem.file for problem in caught.value.problems] == [f"prod/{name}.yaml"]
+    assert block.value("wrong") in str(caught.value.problems[0])
+
+
+@pytest.mark.parametrize("block", YAML, ids=str)
+def test_every_yaml_block_says_what_it_is(block: Block) -> None:
+    assert "workflow" in block.words or block.value("file") or block.value("rule") or block.value("wrong")
+    assert yaml.safe_load(block.text)
+
+
+def test_json_blocks_parse() -> None:
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "json":
+                assert json.loads(block.text), str(block)
+
+
+def test_toml_blocks_hold_settings_and_limits_that_exist() -> None:
+    shown = [tomllib.loads(block.text) for page in PAGES for block in blocks(page) if block.language == "toml"]
+    assert shown
+    for table in shown:
+        assert set(table.pop("limits", {})) <= set(Limits.__slots__)
+        assert set(table) <= set(SETTINGS)
+
+
+def test_python_blocks_parse() -> None:
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "python":
+                assert ast.parse(block.text), str(block)
+
+
+def scripts(page: Path) -> Iterator[str]:
+    """The shell scripts of a page's workflow, in order."""
+    block = next(block for block in blocks(page) if "workflow" in block.words)
+    for job in yaml.safe_load(block.text).get("jobs", {}).values():
+        yield from (step["run"] for step in job["steps"] if "run" in step)
+
+
+def test_both_github_workflows_ask_for_the_identity_token() -> None:
+    for page in (ROOT / "README.md", DOCS / "start" / "github-actions.md"):
+        block = next(block for block in blocks(page) if "workflow" in block.words)
+        assert yaml.safe_load(block.text)["permissions"]["id-token"] == "write"
