@@ -45,8 +45,8 @@ def render() -> str:
         text += f"| [`{reason}`](#{reason}) | {status} | {code} | {public} |\n"
     text += (
         "\nIn the jwt-bearer grant, what is wrong with the assertion or its verdict is `invalid_grant` in place of"
-        " `invalid_request` (RFC 7521 §4.1.1). `503` and `429` carry `Retry-After`. What fails before the form is read is listed in"
-        " [http.md](http.md#answers-before-the-form-is-read).\n"
+        " `invalid_request` (RFC 7521 §4.1.1). `503` and `429` carry `Retry-After`. What fails before the form is read"
+        " is listed in [http.md](http.md#answers-before-the-form-is-read).\n"
     )
     for reason, body in sections().items():
         text += f"\n## `{reason}`\n\n{body}\n"
@@ -54,7 +54,8 @@ def render() -> str:
     text += "| recorded | the caller hears | what it means |\n|---|---|---|\n"
     for kind in _kinds():
         text += f"| `{kind.reason}` | `{kind.wire_reason}` | {_meaning(kind)} |\n"
-    text += "\n## At the terminal\n\nOne `error:` line, then `hint:` lines, on stderr.\n\n| kind | exit code | what it means |\n|---|---|---|\n"
+    text += "\n## At the terminal\n\nOne `error:` line, then `hint:` lines, on stderr.\n\n"
+    text += "| kind | exit code | what it means |\n|---|---|---|\n"
     for kind in _leaves(errors.OperatorError):
         text += f"| `{kind.reason}` | {kind.exit_code} | {_meaning(kind)} |\n"
     return text

@@ -12,7 +12,11 @@ import sys
 
 # use -> (program, Debian package, Homebrew package, what for)
 PROGRAMS = {
-    "test": [("redis-server", "redis-server", "redis", "the store's promises on a second server, and over TLS")],
+    "test": [
+        ("redis-server", "redis-server", "redis", "the store's promises on a second server, and over TLS"),
+        ("curl", "curl", "curl", "the commands that the start pages show"),
+        ("jq", "jq", "jq", "the commands that the start pages show"),
+    ],
     "bench": [("wrk", "wrk", "wrk", "the load generator")],
 }
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from broker.model import Client, Draft, ExchangeRequest, Finding, Grant, UnverifiedToken, Workload
+from broker.telemetry.log import TOKEN_LIKE
 
 ID_BYTES: Final = 15  # 20 characters after the prefix
 TEXT_CHARACTERS_MAX: Final = 256
@@ -36,7 +37,11 @@ def timestamp(now: float) -> str:
 
 
 def clean(text: str) -> str:
-    """Foreign text made safe for a line: controls, bidi marks and line separators as `\\uXXXX`, at most 256 characters."""
+    """Foreign text made safe for a line: controls, bidi marks and line separators as `\\uXXXX`, at most 256 characters.
+
+    A token in the wrong place (a client's name, an audience) is cut out: promise 6 holds for other people's mistakes too.
+    """
+    text = TOKEN_LIKE.sub("[token]", text)
     if not text.isprintable():
         text = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
     return text if len(text) <= TEXT_CHARACTERS_MAX else text[: TEXT_CHARACTERS_MAX - 1] + CUT

@@ -75,8 +75,13 @@ async def _search(settings: Settings, query: Query) -> list[dict[str, Any]]:
 
 
 async def _tail(settings: Settings, query: Query, as_json: bool) -> None:
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+    stop, interrupted = asyncio.Event(), asyncio.Event()
+
+    def interrupt() -> None:
+        interrupted.set()
+        stop.set()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with store_url(settings) as url:
         store = Store(url, settings.limits)
@@ -88,6 +93,8 @@ async def _tail(settings: Settings, query: Query, as_json: bool) -> None:
             raise CannotReach(error.detail or error.public, "broker doctor") from error
         finally:
             await store.close()
+    if interrupted.is_set():
+        raise click.Abort
 
 
 def _shown(record: dict[str, Any], as_json: bool) -> str:

@@ -30,6 +30,7 @@ from broker.policy.compile import Tree, compile_tree
 from broker.policy.files import read_tree
 from broker.protocol import oauth
 from broker.store.commit import Store, StoreHealth
+from broker.telemetry import log
 
 Verdict = Literal["ok", "advice", "bad"]
 SKEW_S_MAX = 2.0
@@ -52,6 +53,7 @@ class FindingOf:
 def doctor(as_json: bool, **given: Any) -> None:
     """Look a set-up over: policy, issuers, store, clock, files, keys, public URL."""
     settings = settings_from(given)
+    log.configure("critical")  # what the rooms would log is found below, with its remedy
     findings = asyncio.run(_collect(settings))
     for finding in findings:
         if as_json:

@@ -179,7 +179,7 @@ def _present(settings: Settings, token_file: str | None, claims_file: str | None
     tree = load_tree(settings)
     if not given.get("env"):
         raise click.UsageError("--env is missing")
-    payload = _payload(token_file, settings) if token_file else json.loads(_text(claims_file or "-"))
+    payload = _payload(token_file, settings) if token_file else _claims(claims_file or "-")
     issuer = tree.issuers.by_name.get(given["issuer"]) if given.get("issuer") else tree.issuers.by_url.get(str(payload.get("iss")))
     if issuer is None:
         raise ActRefused("no issuer entry fits these claims", f"--issuer NAME; issuers: {', '.join(sorted(tree.issuers.by_name))}")
@@ -206,8 +206,21 @@ def _payload(token_file: str, settings: Settings) -> dict[str, Any]:
     return dict(jws.payload)
 
 
+def _claims(file: str) -> dict[str, Any]:
+    try:
+        claims = json.loads(_text(file))
+    except (ValueError, RecursionError) as error:
+        raise ActRefused(f"{file} holds no claims: {error}", "write one JSON object: claim -> value") from None
+    if not isinstance(claims, dict):
+        raise ActRefused(f"{file} holds no claims: it is no JSON object", "write one JSON object: claim -> value")
+    return claims
+
+
 def _text(file: str) -> str:
-    return sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ActRefused(f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
 
 
 def _request(env: str, asked: dict[str, Any]) -> ExchangeRequest:

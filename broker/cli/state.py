@@ -16,6 +16,7 @@ from broker.keys.sealed import key_encryption_key
 from broker.node import Node, build
 from broker.store.commit import Store
 from broker.store.embedded import attach
+from broker.telemetry import log
 from broker.web.supervisor import external_store
 
 
@@ -35,6 +36,8 @@ class State:
 @asynccontextmanager
 async def store_url(settings: Settings) -> AsyncGenerator[str]:
     """The URL of the store that the settings mean.  Raises `CannotReach` where there is nothing to look at."""
+    # Results own stdout, and a command says what went wrong itself; its rooms' logs are for those who ask for them.
+    log.configure(settings.log_level if "log_level" in settings.sources else "critical")
     if settings.store or settings.store_url_file:
         yield external_store(settings)
         return

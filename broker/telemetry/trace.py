@@ -1,8 +1,8 @@
 """One request, one trace: marks while the request runs, spans afterwards.
 
-An exchange leaves a tuple of stage marks (two microseconds).  A thread turns them into OTLP spans with the official
-protobuf classes, in the background, and only while a collector is configured; what the SDK would have sent, byte for byte
-(tests/telemetry holds it to that), without its cost on the path.  The SDK decides resource, sampling and propagation.
+An exchange leaves a tuple of stage marks (two microseconds).  A thread turns them into OTLP spans (telemetry/spans.py), in
+the background, and only while a collector is configured: what the SDK would have sent, without its cost on the path.  The
+SDK decides resource, sampling and propagation.
 
 A stranger's trace context is never trusted for sampling: it becomes a link, or by setting the parent.
 """
@@ -21,26 +21,26 @@ from random import getrandbits
 from time import perf_counter_ns
 from typing import Any, Literal, TypeVar
 
-from opentelemetry.exporter.otlp.proto.common._internal import _encode_attributes as encode_attributes  # pyright: ignore[reportPrivateUsage]
-from opentelemetry.exporter.otlp.proto.common._internal import _encode_instrumentation_scope as encode_scope  # pyright: ignore[reportPrivateUsage]
-from opentelemetry.exporter.otlp.proto.common._internal import _encode_resource as encode_resource  # pyright: ignore[reportPrivateUsage]
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import Decision
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from broker import __version__
 from broker.telemetry import metrics
+from broker.telemetry.spans import Encoder
 
 F = TypeVar("F", bound=Callable[..., Any])
 Incoming = Literal["link", "parent", "ignore"]
 
-SCOPE_NAME = "broker"
+ALWAYS = frozenset(
+    {
+        "AlwaysOnSampler",
+        "ParentBased{root:AlwaysOnSampler,remoteParentSampled:AlwaysOnSampler,remoteParentNotSampled:AlwaysOffSampler,"
+        "localParentSampled:AlwaysOnSampler,localParentNotSampled:AlwaysOffSampler}",
+    }
+)
 EXPORT_BATCH_MAX = 1024  # one request of the exporter costs as much as encoding forty traces
 EXPORT_TIMEOUT_S = 2.0  # also bounds how long a dead collector can hold up a stop
 EXPORT_PAUSE_S = 1.0
@@ -134,6 +134,9 @@ def stage(name: str) -> Callable[[F], F]:
     return decorate
 
 
+Finished = tuple[Trace, int, str]  # a trace, when it ended (perf_counter_ns), what failed it
+
+
 class Tracer:
     """Turns finished traces into exported spans.  Without a collector in OTEL_* it does nothing at all."""
 
@@ -141,7 +144,10 @@ class Tracer:
         self._provider = TracerProvider(resource=Resource.create({"service.name": "broker", "service.instance.id": node}))
         self.enabled = _wants_export(environment)
         self._exporter = OTLPSpanExporter(timeout=EXPORT_TIMEOUT_S) if self.enabled else None
-        self._queue: deque[tuple[Trace, int, str]] = deque(maxlen=queue_max)
+        self._encoder = Encoder(self._provider.resource)
+        self._always = self._provider.sampler.get_description() in ALWAYS
+        self._queue: deque[Finished] = deque()
+        self._queue_max = queue_max
         self._wake = threading.Event()
         self._stopping = False
         self._resting_until = 0.0
@@ -151,21 +157,13 @@ class Tracer:
 
     def finish(self, trace: Trace, *, error: str = "") -> None:
         """Hands over a finished request; `error` (an error type) marks the root span as failed.  Never blocks, never raises."""
-        for name, start, end in trace.marks:
-            metrics.STAGE_SECONDS.observe((end - start) / 1e9, name)
+        metrics.STAGES.append(trace.marks)
         if not self.enabled or self._stopping:
             return
-        if time.monotonic() < self._resting_until:
+        if len(self._queue) >= self._queue_max:
             metrics.TRACES_DROPPED.inc()
             return
-        sampled = self._provider.sampler.should_sample(None, trace.trace_id, "exchange").decision
-        if sampled is not Decision.RECORD_AND_SAMPLE:
-            return
-        if len(self._queue) == self._queue.maxlen:
-            metrics.TRACES_DROPPED.inc()
         self._queue.append((trace, perf_counter_ns(), error))
-        if len(self._queue) >= EXPORT_BATCH_MAX:
-            self._wake.set()
 
     def stop(self, timeout_s: float) -> None:
         """Sends what is queued, for `timeout_s` at most."""
@@ -179,73 +177,27 @@ class Tracer:
             self._wake.wait(EXPORT_PAUSE_S)
             self._wake.clear()
             while self._queue:
-                batch = [self._queue.popleft() for _ in range(min(EXPORT_BATCH_MAX, len(self._queue)))]
-                self._send(batch)
+                self._send([self._queue.popleft() for _ in range(min(EXPORT_BATCH_MAX, len(self._queue)))])
             if self._stopping:
                 return
 
-    def _send(self, batch: list[tuple[Trace, int, str]]) -> None:
+    def _send(self, batch: list[Finished]) -> None:
         exporter = self._exporter
         if exporter is None or time.monotonic() < self._resting_until:
             metrics.TRACES_DROPPED.inc(len(batch))
             return
-        payload = encode(batch, self._provider.resource).SerializePartialToString()
-        if not exporter._client.export(payload).success:  # pyright: ignore[reportPrivateUsage]
+        spans: list[bytearray] = []
+        for finished in batch:
+            if self._always or self._sampled(finished[0]):
+                spans += self._encoder.spans(finished)
+        if spans and not exporter._client.export(self._encoder.request(spans)).success:  # pyright: ignore[reportPrivateUsage]
             metrics.TRACES_DROPPED.inc(len(batch))
             self._resting_until = time.monotonic() + COLLECTOR_REST_S
 
-
-def encode(batch: list[tuple[Trace, int, str]], resource: Resource) -> ExportTraceServiceRequest:
-    """The OTLP request for finished traces: for each a root span `exchange` and one child for each mark."""
-    spans: list[Span] = []
-    for trace, ended_clock_ns, error in batch:
-        spans.extend(_spans(trace, ended_clock_ns, error))
-    scope = ScopeSpans(scope=encode_scope(InstrumentationScope(SCOPE_NAME, __version__)), spans=spans)
-    return ExportTraceServiceRequest(
-        resource_spans=[ResourceSpans(resource=encode_resource(resource), scope_spans=[scope], schema_url=resource.schema_url)]
-    )
-
-
-def _spans(trace: Trace, ended_clock_ns: int, error: str) -> list[Span]:
-    offset_ns = trace.started_ns - trace.clock_ns
-    trace_id = trace.trace_id.to_bytes(16, "big")
-    root_id = trace.span_id.to_bytes(8, "big")
-    links = None
-    if trace.foreign is not None and not trace.parent_span_id:
-        foreign_trace, foreign_span = trace.foreign.trace_id.to_bytes(16, "big"), trace.foreign.span_id.to_bytes(8, "big")
-        links = [Span.Link(trace_id=foreign_trace, span_id=foreign_span, flags=_REMOTE)]
-    root = Span(
-        trace_id=trace_id,
-        span_id=root_id,
-        parent_span_id=trace.parent_span_id.to_bytes(8, "big") if trace.parent_span_id else b"",
-        name="exchange",
-        kind=Span.SpanKind.SPAN_KIND_SERVER,
-        start_time_unix_nano=trace.started_ns,
-        end_time_unix_nano=ended_clock_ns + offset_ns,
-        attributes=encode_attributes(trace.attributes),
-        links=links,
-        status=Status(code=Status.StatusCode.STATUS_CODE_ERROR, message=error) if error else Status(),
-        flags=_REMOTE if trace.parent_span_id else _LOCAL,
-    )
-    return [root] + [
-        Span(
-            trace_id=trace_id,
-            # Derived, not drawn: a mark carries no id of its own, and one trace must not show two spans under one id.
-            span_id=((trace.span_id + 1 + number) % 2**64 or 2**63).to_bytes(8, "big"),
-            parent_span_id=root_id,
-            name=name,
-            kind=Span.SpanKind.SPAN_KIND_INTERNAL,
-            start_time_unix_nano=start + offset_ns,
-            end_time_unix_nano=end + offset_ns,
-            status=Status(),
-            flags=_LOCAL,
-        )
-        for number, (name, start, end) in enumerate(trace.marks)
-    ]
-
-
-_LOCAL = 0x100  # SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE: the parent is known to be ours
-_REMOTE = 0x300  # … and SPAN_FLAGS_CONTEXT_IS_REMOTE: it is not
+    def _sampled(self, trace: Trace) -> bool:
+        # No parent: what a stranger's flags say is not asked.
+        decision = self._provider.sampler.should_sample(None, trace.trace_id, "exchange").decision
+        return decision is Decision.RECORD_AND_SAMPLE
 
 
 def _wants_export(environment: Mapping[str, str]) -> bool:

@@ -23,6 +23,13 @@ def test_u03_hostile_text_is_escaped_on_one_line(text: str) -> None:
     assert json.loads(line)["subject"] == shown
 
 
+def test_u06_a_token_in_the_wrong_place_is_cut_out() -> None:
+    token = "eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJodHRwczovL2lzcyJ9.c2lnbmF0dXJl"
+    assert record.clean(token) == "[token]"
+    assert record.clean(f"https://x.example/{token}?y") == "https://x.example/[token]?y"
+    assert record.clean("x" * 250 + token) == "x" * 250 + "[toke" + record.CUT, "cut out first, then shortened"
+
+
 def test_u03_long_text_is_cut_with_a_mark() -> None:
     shown = record.clean("x" * 1_000_000)
     assert len(shown) == record.TEXT_CHARACTERS_MAX

@@ -139,6 +139,7 @@ def test_the_gitlab_pages_job_gets_a_credential(shown: Shown, tmp_path: Path) ->
         job["id_tokens"]["BROKER_ID_TOKEN"]["aud"].replace(URL, shown.broker.url),
         project_id="5380",
         job_project_id="5380",
+        ref_type="branch",
     )
     done = shell(job["script"][0].replace(URL, shown.broker.url) + '\necho "$TOKEN"', {"BROKER_ID_TOKEN": token}, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

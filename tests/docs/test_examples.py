@@ -20,7 +20,11 @@ from broker.policy.tree import Tree
 from tests.docs.pages import DOCS, PAGES, ROOT, Block, blocks
 
 TODAY = 1_795_478_400  # 2026-11-24
-ENVIRONMENTS = "environments:\n  prod: {max_ttl: 15m, issuers: [ISSUERS]}\n  staging: {max_ttl: 1h, issuers: [ISSUERS]}\n  dev: {max_ttl: 8h, issuers: [ISSUERS]}\n"
+ENVIRONMENTS = """environments:
+  prod: {max_ttl: 15m, issuers: [ISSUERS]}
+  staging: {max_ttl: 1h, issuers: [ISSUERS]}
+  dev: {max_ttl: 8h, issuers: [ISSUERS]}
+"""
 RULE = """service_account: svc-example-{number}
 owner: team-payments
 tags: {{system: payments}}

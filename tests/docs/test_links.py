@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from broker import __version__
 from tests.docs.pages import DOCS, PAGES, ROOT, anchors, first_code_block, prose, rows
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -50,6 +51,20 @@ def test_every_promise_names_tests_that_exist() -> None:
         assert files, promise
         for file in files:
             assert "def test_" in (ROOT / file).read_text("utf-8")
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert first is not None
+    assert first[1] == __version__
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_adjective_that_cannot_be_measured(page: Path) -> None:
+    vague = re.compile(
+        r"\b(easy|easily|simply|powerful|robust|seamless\w*|enterprise-grade|world-class|blazing\w*|effortless\w*)\b", re.I
+    )
+    assert vague.findall(prose(page)) == []
 
 
 def test_the_readme_has_no_badges() -> None:

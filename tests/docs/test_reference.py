@@ -146,9 +146,13 @@ def _record_fields() -> Iterator[str]:
         if str(path.relative_to(ROOT / "broker")) not in makers:
             continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in {"body", "slim"}:
-                if isinstance(node.slice, ast.Constant) and isinstance(node.ctx, ast.Store):
-                    yield str(node.slice.value)
+            if (
+                isinstance(node, ast.Subscript)
+                and isinstance(node.ctx, ast.Store)
+                and ast.unparse(node.value) in {"body", "slim"}
+                and isinstance(node.slice, ast.Constant)
+            ):
+                yield str(node.slice.value)
             is_union = isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name) and node.target.id == "body"
             is_base = isinstance(node, ast.FunctionDef) and node.name == "base"
             is_void = isinstance(node, ast.BinOp) and "self.tell" in ast.unparse(node.left)
@@ -181,6 +185,5 @@ def _acts() -> Iterator[str]:
                 if isinstance(key, ast.Constant) and key.value == "act" and isinstance(value, ast.Constant):
                     yield str(value.value)
         # The key rings name their acts to the one who builds the record.
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "self._record" and len(node.args) == 2:
-            if isinstance(node.args[1], ast.Constant):
-                yield str(node.args[1].value)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "self._record":
+            yield from (str(each.value) for each in node.args[1:2] if isinstance(each, ast.Constant))

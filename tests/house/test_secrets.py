@@ -30,7 +30,6 @@ from tests.support.tree import write_tree
 
 SECRET = "cl13nt-s3cr3t-" + "x" * 20
 GOOD = {"audience": "payments", "scope": "deploy:write"}
-SEGMENT_CHARACTERS_MIN = 24
 KEYS_MADE = 4  # generations of two envs at a first start: current and next
 
 
@@ -49,10 +48,10 @@ class Found:
             self.needles |= {f"{name}, hex": raw.hex().encode(), f"{name}, base64": base64.b64encode(raw).rstrip(b"=")}
             self.needles[f"{name}, base64url"] = base64.urlsafe_b64encode(raw).rstrip(b"=")
         elif raw.count(b".") == 2:
-            # The header is the same for all tokens of an issuer; payload and signature are the secret.
-            for part, text in zip(("payload", "signature"), raw.split(b".")[1:], strict=True):
-                if len(text) >= SEGMENT_CHARACTERS_MIN:
-                    self.needles[f"{name}, {part}"] = text[:64]
+            # The header is the same for all tokens of an issuer, and so is much of the payload; a signature is never.
+            header, payload, signature = raw.split(b".")
+            self.needles |= {f"{name}, payload": payload, f"{name}, signature": signature[:24]}
+            self.needles[f"{name}, start"] = header + b"." + payload[:16]
 
 
 def search(needles: Mapping[str, bytes], places: Mapping[str, bytes]) -> list[str]:
@@ -68,15 +67,15 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
     with in_thread(OidcIssuer("github-actions")) as issuer, Otlp() as otlp:
         policies = write_tree(folder / "policies", {"github": {"preset": "github-actions", "url": issuer.url}})
         env = {"BROKER_LOG_LEVEL": "debug", "OTEL_EXPORTER_OTLP_ENDPOINT": otlp.url}
+        env |= {"BROKER_REFUSALS_PER_S": "100000", "BROKER_REFUSALS_UNVERIFIED_PER_S": "100000"}  # a record for each
         broker = Broker(folder / "data", policies, env=env)
         with broker:
             exercise(broker, issuer, found)
             found.places["metrics"] = broker.client.get("/metrics").content + broker.client.get("/readyz").content
             found.places["records"] = json.dumps(broker.records()).encode()
-            found.places["commands"] = "".join(
-                done.stdout + done.stderr
-                for done in (broker.run("audit", "search", "--limit", "0"), broker.run("keys", "list"), broker.run("config", "show"))
-            ).encode()
+            commands = (("audit", "search", "--limit", "0"), ("keys", "list"), ("config", "show"))
+            said = [broker.run(*command) for command in commands]
+            found.places["commands"] = "".join(done.stdout + done.stderr for done in said).encode()
             keys(broker, found)
         found.places["spans"] = b"".join(otlp.bodies)
         found.places["log"] = broker.log.read_bytes()
@@ -95,7 +94,6 @@ def exercise(broker: Broker, issuer: OidcIssuer, found: Found) -> None:
         found.hide(name, made)
         return made
 
-    bodies: list[str] = []
     issued = broker.exchange(token("a good token"), **GOOD).json()["access_token"]
     found.hide("a credential", issued)
     rs256 = broker.exchange(token("another good token"), audience="ledger", scope="entries:read").json()["access_token"]
@@ -114,30 +112,30 @@ def exercise(broker: Broker, issuer: OidcIssuer, found: Found) -> None:
         (token("bad type"), {**GOOD, "subject_token_type": "x"}), (token("with a secret"), {**GOOD, "client_secret": SECRET}),
         (token("a claim that is a token", ref=token("a token in a claim")), GOOD),
     ]  # fmt: skip
-    bodies += [broker.exchange(sent, **form).text for sent, form in refused]
-    bodies += [broker.exchange(sent, act="check", **form).text for sent, form in refused]
+    answers = [broker.exchange(sent, **form) for sent, form in refused]
+    answers += [broker.exchange(sent, act="check", **form) for sent, form in refused]
+    answers.append(broker.exchange(token("a dry run's"), act="check", **GOOD))
     for place in ("audience", "scope", "service_account", "client_id", "resource", "requested_token_type", "actor_token", "ttl"):
         stray = token(f"a token as {place}")
-        bodies.append(broker.exchange(token(f"beside it ({place})"), **{**GOOD, place: stray}).text)
-        bodies.append(broker.exchange(token(f"beside it, in a URL ({place})"), **{**GOOD, place: f"https://x.example/{stray}"}).text)
-    for header in ("authorization", "user-agent", "x-request-id", "traceparent", "tracestate", "cookie", "x-forwarded-for", "referer"):
+        for value in (stray, f"https://x.example/{stray}"):
+            answers.append(broker.exchange(token(f"beside {value[:9]} as {place}"), **{**GOOD, place: value}))
+    for header in ("authorization", "user-agent", "x-request-id", "traceparent", "tracestate", "cookie", "x-forwarded-for"):
         stray = token(f"a token in {header}")
         form = {"grant_type": oauth.GRANT_JWT_BEARER, "assertion": token(f"beside it ({header})"), **GOOD}
-        answer = broker.client.post("/prod/token", data=form, headers={header: f"Bearer {stray}" if header == "authorization" else stray})
-        if answer.status_code == 200:
-            found.hide(f"a credential beside {header}", answer.json()["access_token"])
-        else:
-            bodies.append(answer.text)
+        answers.append(broker.client.post("/prod/token", data=form, headers={header: f"Bearer {stray}"}))
     found.hide("a client secret", SECRET)
     for path in (f"/prod/token?subject_token={token('a token in the query')}", f"/prod/{token('a token in the path')}",
                  f"/prod/errors/{token('a token as a reason')}", f"/prod/jwks.json?x={token('a token for keys')}"):  # fmt: skip
-        bodies += [broker.client.get(path).text, broker.client.post(path, data={"subject_token": used}).text]
+        answers += [broker.client.get(path), broker.client.post(path, data={"subject_token": used})]
     raw = token("a token that is no form")
-    bodies.append(broker.client.post("/prod/token", content=raw, headers={"content-type": "text/plain"}).text)
-    bodies.append(broker.client.post("/prod/token", content=f"{quote(raw)}=1", headers={"content-type": "application/x-www-form-urlencoded"}).text)
+    for kind, body in (("text/plain", raw), ("application/x-www-form-urlencoded", f"{quote(raw)}=1&grant_type={raw}")):
+        answers.append(broker.client.post("/prod/token", content=body, headers={"content-type": kind}))
     broker.run("revoke", "--service-account", "svc-payments-deploy", "--reason", "a test", "--yes")
-    bodies.append(broker.exchange(token("a revoked workload's"), **GOOD).text)
-    found.places["error bodies"] = "\n".join(bodies).encode()
+    answers.append(broker.exchange(token("a revoked workload's"), **GOOD))
+    for number, answer in enumerate(answers):
+        if answer.status_code == 200 and "access_token" in answer.json():
+            found.hide(f"credential {number}", answer.json()["access_token"])
+    found.places["error bodies"] = "\n".join(answer.text for answer in answers if answer.status_code >= 400).encode()
 
 
 def keys(broker: Broker, found: Found) -> None:
@@ -168,8 +166,8 @@ def test_everything_was_looked_through(found: Found) -> None:
     assert b"exchange" in found.places["spans"]
     assert b"authenticate" in found.places["spans"]
     assert b"broker_exchanges_total" in found.places["metrics"]
-    for outcome in (b"issued", b"refused", b"would_issue", b"token_replayed", b"revoked", b"own_credential", b"signature_invalid"):
-        assert outcome in found.places["records"], outcome
+    for word in ("issued", "refused", "would_issue", "token_replayed", "revoked", "own_credential", "signature_invalid"):
+        assert f'"{word}"'.encode() in found.places["records"], word
     files = [name for name in found.places if name.startswith("store/")]
     assert any(b"subject_token_sha256" in found.places[name] for name in files), "the store's own file is not among them"
     assert len([name for name in found.needles if name.startswith("d of ")]) >= KEYS_MADE

@@ -30,6 +30,7 @@ from broker.keys.sealed import key_encryption_key
 from broker.node import Node, local_operator
 from broker.protocol import oauth
 from broker.store.embedded import EmbeddedStore
+from broker.telemetry.trace import Incoming
 from broker.web.app import Site, public_app
 from broker.web.endpoint import TokenEndpoint
 from broker.web.health import Readiness
@@ -70,6 +71,7 @@ class Live:
         store_url: str = "",
         url: str = "",
         worker: int = 0,
+        incoming: Incoming = "link",
         **settings: Any,
     ) -> None:
         self.folder = folder
@@ -78,6 +80,7 @@ class Live:
         self.limits = limits or Limits()
         self.clock = Clock()
         self.worker = worker
+        self.incoming: Incoming = incoming
         self._given = settings
         self._url = url
         self.policies = policies or write_tree(
@@ -111,7 +114,7 @@ class Live:
             exchange=self.node.exchange,
             tracer=self.node.tracer,
             limits=self.limits,
-            incoming="link",
+            incoming=self.incoming,
             trusted_proxies=self.settings.trusted_proxies,
             stopping=self.node.stopping.is_set,
         )

@@ -1,0 +1,75 @@
+"""What all commands have in common: help, errors, exit codes, a node that does not run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from broker.cli.main import COMMANDS
+from tests.cli.conftest import Terminal
+from tests.support.broker import Broker
+from tests.support.issuer import OidcIssuer
+from tests.support.tree import write_tree
+
+LOOKS = (("audit", "search"), ("revoke", "list"), ("keys", "list"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str, terminal: Terminal) -> None:
+    said = terminal.types(command, "--help")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith(f"Usage: broker {command}")
+
+
+@pytest.mark.parametrize("arguments", [("nothing",), ("audit", "nothing"), ("--nothing",), ("audit", "search", "--limit", "x")])
+def test_a_usage_error_is_one_error_line_a_hint_and_2(arguments: tuple[str, ...], terminal: Terminal) -> None:
+    said = terminal.types(*arguments)
+    assert (said.code, said.out) == (2, "")
+    lines = said.err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["error", "hint"], said.err
+
+
+@pytest.mark.parametrize("command", LOOKS)
+def test_a_folder_in_which_no_broker_ran_is_a_3(command: tuple[str, ...], terminal: Terminal, tmp_path: Path) -> None:
+    said = terminal.types(*command, "--data", str(tmp_path / "nowhere"))
+    assert said.code == 3
+    assert "no broker has run there" in said.err
+    assert not (tmp_path / "nowhere").exists(), "looking made something"
+
+
+@pytest.mark.parametrize("command", [*LOOKS, ("policy", "explain", "--request", "x")])
+def test_a_store_that_does_not_answer_is_a_3_without_its_password(
+    command: tuple[str, ...], terminal: Terminal, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("00" * 32)
+    key.chmod(0o600)
+    said = terminal.types(*command, "--key-file", str(key), BROKER_STORE="redis://user:hunter2@127.0.0.1:9")
+    assert (said.code, said.out) == (3, "")
+    assert "hunter2" not in said.err
+    assert "127.0.0.1:9" in said.err
+
+
+def test_commands_work_on_a_stopped_node(tmp_path: Path, issuer: OidcIssuer) -> None:
+    policies = write_tree(tmp_path / "policies", {"github": {"preset": "github-actions", "url": issuer.url}})
+    broker = Broker(tmp_path / "data", policies)
+    with broker:
+        stopped = Terminal(broker, issuer)
+        assert stopped.exchange().status_code == 200
+    assert len(stopped.types("audit", "search", "--json", "--outcome", "issued").lines) == 1
+    said = stopped.types("revoke", "--service-account", "svc-payments-deploy", "--reason", "while it is down", "--yes", "--json")
+    assert said.code == 0, said.err
+    assert stopped.types("keys", "list").code == 0
+    with Broker(tmp_path / "data", policies, port=broker.port) as again:
+        assert Terminal(again, issuer).exchange().json()["reason"] == "revoked"
+    assert json.loads(said.lines[0])["n"] >= 1
+
+
+def test_what_goes_to_a_closed_pipe_ends_in_silence(terminal: Terminal) -> None:
+    command = f"{sys.executable} -m broker audit search --limit 0 --json | head -c 1"
+    done = subprocess.run(command, shell=True, env=terminal.broker.environment, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
