@@ -3,7 +3,7 @@ PY ?= $(shell command -v python3.11 || command -v python3)
 B  := .venv/bin
 PIP := $B/python -m pip install -q --disable-pip-version-check
 
-.PHONY: help demo test system lint types bench faults lock clean
+.PHONY: help demo test system lint types bench faults docs lock clean
 
 help:           ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -45,6 +45,9 @@ bench: .venv/test ## throughput, latency and CPU against the floor, in one run
 
 faults: .venv/test ## kill -9 at random moments, 20 times
 	@$B/python -m pytest tests/faults --kills 20
+
+docs: .venv/test ## writes the generated pages of docs/ anew
+	@$B/python -m tools.reference
 
 lock:           ## writes requirements/*.lock (needs uv)
 	@tools/lock.sh

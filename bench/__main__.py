@@ -1,6 +1,6 @@
 """`make bench`: floor and broker in one run, then decision time; a table for people, JSON for machines.
 
-    python -m bench [--rounds 5] [--seconds 3] [--tokens 20000] [--json FILE] [--quick]
+python -m bench [--rounds 5] [--seconds 3] [--tokens 20000] [--json FILE] [--quick]
 """
 
 from __future__ import annotations

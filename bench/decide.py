@@ -55,6 +55,11 @@ def main() -> list[dict[str, float]]:
             spent[size].append((time.perf_counter() - begun) / CALLS * 1e6)
     base = statistics.median(spent[SIZES[0]])
     return [
-        {"accounts": size, "load_s": load_s[size], "decide_us": statistics.median(spent[size]), "ratio": statistics.median(spent[size]) / base}
+        {
+            "accounts": size,
+            "load_s": load_s[size],
+            "decide_us": statistics.median(spent[size]),
+            "ratio": statistics.median(spent[size]) / base,
+        }
         for size in SIZES
     ]

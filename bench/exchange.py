@@ -126,8 +126,12 @@ def wait(url: str, seconds: float = 30) -> None:
 
 def _children(parent: int) -> tuple[int, int]:
     """(store, worker) of a `broker serve`."""
-    found = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True, check=True
+    ).stdout
     rows = [line.strip().partition(" ") for line in found.splitlines()]
-    store = next(int(pid) for pid, _, command in rows if "unixsocket" in command or "valkey" in command or "redis-server" in command)
+    store = next(
+        int(pid) for pid, _, command in rows if "unixsocket" in command or "valkey" in command or "redis-server" in command
+    )
     worker = next(int(pid) for pid, _, command in rows if "spawn_main" in command)
     return store, worker

@@ -1,6 +1,6 @@
 """The floor: what no exchange can go below.  Raw ASGI, one RS256 verification, one ES256 signature, the same server.
 
-    python -m bench.floor PORT FOLDER        FOLDER holds issuer.json, the issuer's public key
+python -m bench.floor PORT FOLDER        FOLDER holds issuer.json, the issuer's public key
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def app(folder: Path):
         payload = HEAD + b"." + CLAIMS
         issued = payload + b"." + urlsafe_b64encode(ES256.sign(payload, signer))
         answer = b'{"access_token":"' + issued + b'"}'
-        await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, (b"content-length", str(len(answer)).encode())]})
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [*HEADERS, (b"content-length", str(len(answer)).encode())]}
+        )
         await send({"type": "http.response.body", "body": answer})
 
     return floor

@@ -84,7 +84,9 @@ def table(rounds: list[Round], decisions: list[dict[str, float]]) -> str:
         if one.server == "single-use":
             rows.append(f"single use of each token, {line(one)}")
     for row in decisions:
-        rows.append(f"{row['accounts']:>7} accounts: load {row['load_s']:.1f} s, decision {row['decide_us']:.1f} us, ratio {row['ratio']:.2f}")
+        rows.append(
+            f"{row['accounts']:>7} accounts: load {row['load_s']:.1f} s, decision {row['decide_us']:.1f} us, ratio {row['ratio']:.2f}"
+        )
     rows.append("")
     rows += [f"{'ok  ' if t.met else 'MISS'} {t.name}: {t.value:.2f} ({t.bound})" for t in targets(rounds, decisions)]
     return "\n".join(rows)
@@ -94,7 +96,14 @@ def as_json(rounds: list[Round], decisions: list[dict[str, float]]) -> dict[str,
     return {
         "machine": {"python": platform.python_version(), "system": platform.platform()},
         "rounds": [
-            {"server": r.server, "callers": r.callers, "per_s": r.per_s, "p50_ms": r.p50_ms, "p99_ms": r.p99_ms, "cpu_us": r.cpu_us}
+            {
+                "server": r.server,
+                "callers": r.callers,
+                "per_s": r.per_s,
+                "p50_ms": r.p50_ms,
+                "p99_ms": r.p99_ms,
+                "cpu_us": r.cpu_us,
+            }
             for r in rounds
         ],
         "decisions": decisions,

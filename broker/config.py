@@ -222,7 +222,7 @@ SETTINGS: Final[Mapping[str, Setting]] = {
     "envs": Setting(_list, "envs that this process serves, by comma (default: all of the policy)"),
     "store": Setting(_text, "external store: redis://, rediss://, unix:// or redis+sentinel:// (default: embedded)"),
     "store_url_file": Setting(_path, "file that holds the store's URL with its password"),
-    "durability": Setting(_one_of("disk", "replicated"), "refuse to start when the store promises less"),
+    "durability": Setting(_one_of("disk"), "refuse to start when the store promises less"),
     "key_file": Setting(_path, "key-encryption key: 32 bytes as 64 hex digits or base64, mode 0600 or 0400"),
     "admin_bind": Setting(_text, "HOST:PORT that /healthz, /readyz, /metrics move to"),
     "tls_cert": Setting(_path, "certificate chain, PEM"),

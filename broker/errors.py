@@ -53,9 +53,6 @@ class BrokerError(Exception):
         return {}
 
 
-# The form
-
-
 class RequestRejected(BrokerError):
     """The request is wrong before anything was looked up; the same for every caller.
 
@@ -105,9 +102,6 @@ class TtlInvalid(RequestRejected):
 
     reason = wire_reason = "ttl_invalid"
     public = "ttl must be a whole number of seconds, at least 1"
-
-
-# The token
 
 
 class TokenRejected(BrokerError):
@@ -207,9 +201,6 @@ class TokenReplayed(TokenRejected):
     public = "the subject token was already exchanged; fetch a fresh one for each exchange"
 
 
-# The verdict
-
-
 class Refused(BrokerError):
     """The token is good; policy or a revocation says no.  `reasons` is what decide() found, for the record."""
 
@@ -231,44 +222,40 @@ class EnvNotOpen(NoRuleMatched):
     reason = "env_not_open"
 
 
-class RevokedUnseen(NoRuleMatched):
+class _Naming(Refused):
+    """A refusal about things with names; told to the caller under `told_as`, where that is set."""
+
+    told_as: ClassVar[str] = ""
+
+    def __init__(self, names: Sequence[str], detail: str = "", *, reasons: Sequence[Any] = ()) -> None:
+        super().__init__(detail, reasons=reasons)
+        self.names = tuple(names)
+
+    @property
+    def told(self) -> Mapping[str, Any]:
+        return {self.told_as: list(self.names)} if self.told_as else {}
+
+
+class RevokedUnseen(_Naming, NoRuleMatched):
     """A revocation covers a workload that is no rule's own: on the wire it is as if no rule had matched."""
 
     reason = "revoked"
 
-    def __init__(self, rules: Sequence[str], detail: str = "", *, reasons: Sequence[Any] = ()) -> None:
-        super().__init__(detail, reasons=reasons)
-        self.rules = tuple(rules)
 
-
-class ClaimsNotSatisfied(Refused):
+class ClaimsNotSatisfied(_Naming):
     """A rule of this very project or workload exists, and some other claims did not hold.  Names are told, values never."""
 
     reason = wire_reason = "claims_not_satisfied"
     public = "a trust rule for this workload exists, but these claims did not satisfy it"
-
-    def __init__(self, claims: Sequence[str], detail: str = "", *, reasons: Sequence[Any] = ()) -> None:
-        super().__init__(detail, reasons=reasons)
-        self.claims = tuple(claims)
-
-    @property
-    def told(self) -> Mapping[str, Any]:
-        return {"claims": list(self.claims)}
+    told_as = "claims"
 
 
-class AmbiguousAccount(Refused):
+class AmbiguousAccount(_Naming):
     """Rules of several service accounts grant all that is asked, and the request names none."""
 
     reason = wire_reason = "ambiguous_account"
     public = "several service accounts fit this request; name one with service_account"
-
-    def __init__(self, accounts: Sequence[str], detail: str = "", *, reasons: Sequence[Any] = ()) -> None:
-        super().__init__(detail, reasons=reasons)
-        self.accounts = tuple(accounts)
-
-    @property
-    def told(self) -> Mapping[str, Any]:
-        return {"service_accounts": list(self.accounts)}
+    told_as = "service_accounts"
 
 
 class TargetUnknown(Refused):
@@ -285,19 +272,12 @@ class TargetsNotCombinable(TargetUnknown):
     public = "these targets cannot share one credential; make one exchange for each"
 
 
-class ScopeNotGranted(Refused):
+class ScopeNotGranted(_Naming):
     """A rule holds for the target, but not with a scope that was asked for.  What is open is told."""
 
     reason = wire_reason = "scope_not_granted"
     public = "a requested scope is not open to this workload; ask for fewer, or ask the owner of the service account"
-
-    def __init__(self, scopes: Sequence[str], detail: str = "", *, reasons: Sequence[Any] = ()) -> None:
-        super().__init__(detail, reasons=reasons)
-        self.scopes = tuple(scopes)
-
-    @property
-    def told(self) -> Mapping[str, Any]:
-        return {"scopes": list(self.scopes)}
+    told_as = "scopes"
 
 
 class ScopeMissing(ScopeNotGranted):
@@ -307,40 +287,33 @@ class ScopeMissing(ScopeNotGranted):
     public = "the request names no scope, and this service account has no default; send the scopes that the job needs"
 
 
-class Revoked(Refused):
-    """A revocation covers this exchange.  Told to the rule's own workload only."""
+class Revoked(_Naming):
+    """A revocation covers this exchange.  Told to the rule's own workload only; `names` are the revocations' ids, not told."""
 
     reason = wire_reason = "revoked"
     public = "the access of this workload has been revoked; its owner and the security team know why"
 
-    def __init__(self, rules: Sequence[str], detail: str = "", *, reasons: Sequence[Any] = ()) -> None:
-        super().__init__(detail, reasons=reasons)
-        self.rules = tuple(rules)
 
-
-# Not now
-
-
-class RateLimited(BrokerError):
-    """More than this caller's share; `retry_after_s` in whole seconds."""
-
-    reason = wire_reason = "rate_limited"
-    public = "too many requests; try again later"
-
-    def __init__(self, retry_after_s: int, detail: str = "") -> None:
-        super().__init__(detail)
-        self.retry_after_s = retry_after_s
-
-
-class Unavailable(BrokerError):
-    """No verdict was reached, or none could be recorded.  `retry_after_s` in whole seconds."""
-
-    reason = wire_reason = "unavailable"
-    public = "the broker cannot serve this request right now; try again with a fresh subject token"
+class _Later(BrokerError):
+    """Nothing is wrong with the request but its moment; `retry_after_s` in whole seconds."""
 
     def __init__(self, detail: str = "", *, retry_after_s: int = 1) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(_Later):
+    """More than this caller's share."""
+
+    reason = wire_reason = "rate_limited"
+    public = "too many requests; try again later"
+
+
+class Unavailable(_Later):
+    """No verdict was reached, or none could be recorded."""
+
+    reason = wire_reason = "unavailable"
+    public = "the broker cannot serve this request right now; try again with a fresh subject token"
 
 
 class StoreUnavailable(Unavailable):
@@ -371,9 +344,6 @@ class Stopping(Unavailable):
     """The process is on its way out."""
 
     reason = "stopping"
-
-
-# Operators
 
 
 class OperatorError(BrokerError):

@@ -224,7 +224,7 @@ class Exchange:
         if isinstance(refusal, Refused):
             record.add_reasons(body, refusal.reasons)
         if isinstance(refusal, Revoked | RevokedUnseen):
-            body["revocation"] = list(refusal.rules)
+            body["revocation"] = list(refusal.names)
         await self.store.append(request.env, record.encode(body, self.limits.record_bytes_max), now=int(now))
 
     def tell(self, story: Story, kind: str, outcome: str, now: float, *, reason: str = "") -> dict[str, Any]:
@@ -263,4 +263,3 @@ def rejected(env: str, request_id: str, trace_id: str, client: Client, *, check:
         check=check,
     )
     return Story(empty)
-

@@ -21,11 +21,12 @@ from broker.audit import record
 from broker.audit.refusals import RefusalBudget
 from broker.config import Settings
 from broker.credentials.voids import Voids
-from broker.errors import CannotStart, KeysUnavailable, PolicyInvalid, StoreUnavailable
+from broker.errors import CannotStart, KeysUnavailable, PolicyInvalid, PolicyUnavailable, StoreUnavailable
 from broker.exchange import Exchange
 from broker.identity.issuers import IssuerKeys
 from broker.keys.rotation import KeyRings
 from broker.keys.sealed import KeyEncryptionKey
+from broker.model import Issuers
 from broker.policy.live import LivePolicy, ReloadOutcome
 from broker.revocation.chain import Revocations
 from broker.revocation.witness import Witness
@@ -66,16 +67,18 @@ class Node:
     admin: Admin
     tracer: Tracer
     clock: Clock
+    reloads: asyncio.Queue[ReloadOutcome]
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     health: StoreHealth | None = None
     reload_broken: str = ""
     on_change: Callable[[Node], None] = lambda _node: None
     _envs: set[str] = field(default_factory=set)
-    _reloads: asyncio.Queue[ReloadOutcome] = field(default_factory=asyncio.Queue)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @classmethod
-    async def open(cls, settings: Settings, store_url: str, key: KeyEncryptionKey, *, worker: int = 0, clock: Clock = time.time) -> Node:
+    async def open(
+        cls, settings: Settings, store_url: str, key: KeyEncryptionKey, *, worker: int = 0, clock: Clock = time.time
+    ) -> Node:
         """Builds and starts a node on a store that runs already.
 
         Raises `PolicyInvalid` when the first tree does not load, `CannotStart` or `StoreUnavailable` when the store is
@@ -107,21 +110,26 @@ class Node:
         await self._follow_policy()
         await self.issuer_keys.warm(self.policy.current().issuers.by_name.values())
         _settle_memory()
-        for work in (self.policy.watch, self._follow_reloads, self.issuer_keys.run, self.rings.run, self._watch_store, self.exchange.voids.run):
+        for work in (
+            self.policy.watch,
+            self._follow_reloads,
+            self.issuer_keys.run,
+            self.rings.run,
+            self._watch_store,
+            self.exchange.voids.run,
+        ):
             self._tasks.append(asyncio.create_task(self._keep(work)))
 
     async def reload(self) -> ReloadOutcome:
         """Reads the policy folder again, now."""
         return await self.policy.reload()
 
-    def hear_reload(self, outcome: ReloadOutcome) -> None:
-        """Follows a reload, one after the other, outside the watch that found it."""
-        if outcome.outcome != "unchanged":
-            self._reloads.put_nowait(outcome)
-
     async def _follow_reloads(self, _stop: asyncio.Event) -> None:
+        """Follows reloads one after the other, outside the watch that found them."""
         while True:
-            await self._after_reload(await self._reloads.get())
+            outcome = await self.reloads.get()
+            if outcome.outcome != "unchanged":
+                await self._after_reload(outcome)
 
     async def _after_reload(self, outcome: ReloadOutcome) -> None:
         """What follows a reload, good or bad: metric, log, record, new envs opened, new issuers warmed."""
@@ -194,7 +202,10 @@ class Node:
         now = self.clock()
         body = record.base("system", "failed" if outcome.problems else "done", env=SYSTEM_SLOT, now=now, node=self.name)
         body |= {"act": "policy_reload", "actor": {"kind": "broker", "name": self.name}}
-        body |= {"before": {"policy_revision": outcome.old_revision or ""}, "after": {"policy_revision": outcome.new_revision or ""}}
+        body |= {
+            "before": {"policy_revision": outcome.old_revision or ""},
+            "after": {"policy_revision": outcome.new_revision or ""},
+        }
         if outcome.problems:
             body["detail"] = record.clean(str(outcome.problems[0]))
             body["count"] = len(outcome.problems)
@@ -245,7 +256,8 @@ class Node:
             except asyncio.CancelledError:
                 raise
             except Exception as error:
-                log.get("node").error("a background task died and is begun again", task=getattr(work, "__qualname__", ""), exc_info=error)
+                name = getattr(work, "__qualname__", "")
+                log.get("node").error("a background task died and is begun again", task=name, exc_info=error)
                 await asyncio.sleep(1)
 
 
@@ -257,24 +269,14 @@ def build(settings: Settings, store_url: str, key: KeyEncryptionKey, *, worker: 
     async def append(slot: str, line: bytes, now: int) -> None:
         await store.append(slot, line, now=now)
 
-    def birth_record(slot: str) -> bytes:
-        body = record.base("system", "done", env=slot, now=clock(), node=name)
-        body |= {"act": "revocation_log_birth", "actor": {"kind": "broker", "name": name}}
-        return record.encode(body, limits.record_bytes_max)
-
-    def keys_record(slot: str, act: str) -> bytes:
+    def own_act(slot: str, act: str) -> bytes:
         body = record.base("system", "done", env=slot, now=clock(), node=name)
         body |= {"act": act, "actor": {"kind": "broker", "name": name}}
         return record.encode(body, limits.record_bytes_max)
 
-    heard: list[Callable[[ReloadOutcome], None]] = []
-
-    def on_reload(outcome: ReloadOutcome) -> None:
-        for hear in heard:
-            hear(outcome)
-
+    reloads: asyncio.Queue[ReloadOutcome] = asyncio.Queue()
     policy = LivePolicy(
-        settings.policies, limits, on_reload=on_reload, today=lambda: int(clock()), poll_s=settings.policy_poll_s
+        settings.policies, limits, on_reload=reloads.put_nowait, today=lambda: int(clock()), poll_s=settings.policy_poll_s
     )
     issuer_keys = IssuerKeys(limits)
     rings = KeyRings(
@@ -283,10 +285,13 @@ def build(settings: Settings, store_url: str, key: KeyEncryptionKey, *, worker: 
         limits=limits,
         rotate_every_s=settings.key_rotate_every_s,
         publish_before_s=settings.key_publish_before_s,
-        record=keys_record,
+        record=own_act,
     )
     revocations = Revocations(
-        store=store, key=key.derive("revocation"), witness=Witness(Path(settings.data) / WITNESS), birth_record=birth_record
+        store=store,
+        key=key.derive("revocation"),
+        witness=Witness(Path(settings.data) / WITNESS),
+        birth_record=lambda slot: own_act(slot, "revocation_log_birth"),
     )
     exchange = Exchange(
         tree=policy.current,
@@ -301,16 +306,7 @@ def build(settings: Settings, store_url: str, key: KeyEncryptionKey, *, worker: 
         node=name,
         clock=clock,
     )
-    admin = Admin(
-        store=store,
-        revocations=revocations,
-        rings=rings,
-        issuers=lambda: policy.current().issuers,
-        node=name,
-        limits=limits,
-        clock=clock,
-    )
-    node = Node(
+    return Node(
         settings=settings,
         name=name,
         store=store,
@@ -319,15 +315,24 @@ def build(settings: Settings, store_url: str, key: KeyEncryptionKey, *, worker: 
         rings=rings,
         revocations=revocations,
         exchange=exchange,
-        admin=admin,
+        admin=Admin(store, revocations, rings, lambda: _issuers(policy), name, limits, clock),
         tracer=Tracer(os.environ, queue_max=limits.export_queue_max, node=name),
         clock=clock,
+        reloads=reloads,
     )
-    heard.append(node.hear_reload)
-    return node
+
+
+def _issuers(policy: LivePolicy) -> Issuers | None:
+    try:
+        return policy.current().issuers
+    except PolicyUnavailable:
+        return None
 
 
 def _settle_memory() -> None:
-    """What lives as long as the tree is taken out of the collector's sight: one full collection at 100,000 accounts stops a worker for half a second."""
+    """Takes what lives as long as the tree out of the collector's sight.
+
+    One full collection at 100,000 accounts stops a worker for half a second.
+    """
     gc.collect()
     gc.freeze()

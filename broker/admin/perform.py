@@ -32,12 +32,12 @@ ALL_SCOPES: Final = frozenset(SCOPES.values())
 
 @dataclass(frozen=True, slots=True)
 class Admin:
-    """The rooms that acts change.  `clock` gives epoch seconds."""
+    """The rooms that acts change.  `clock` gives epoch seconds; `issuers` None where no tree loads: cutting off goes on."""
 
     store: Store
     revocations: Revocations
     rings: KeyRings
-    issuers: Callable[[], Issuers]
+    issuers: Callable[[], Issuers | None]
     node: str
     limits: Limits
     clock: Callable[[], float]

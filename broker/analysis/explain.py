@@ -167,8 +167,8 @@ def _line(finding: Finding) -> str:
 
 def _smallest_change(refused: Refused, assessed: tuple[Assessment, ...], workload: Workload) -> str:
     """The least edit of one rule, or of the request, that would have made it an allow; empty where there is no small one."""
-    if isinstance(refused, ScopeNotGranted) and refused.scopes:
-        return f"ask for {' '.join(refused.scopes)} only, or let the owner widen the rule's access"
+    if isinstance(refused, ScopeNotGranted) and refused.names:
+        return f"ask for {' '.join(refused.names)} only, or let the owner widen the rule's access"
     if not isinstance(refused, ClaimsNotSatisfied):
         return ""
     able = [each for each in assessed if each.live and each.own and each.failed]

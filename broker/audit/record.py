@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final
 
@@ -33,7 +34,13 @@ def new_id() -> str:
 def timestamp(now: float) -> str:
     """RFC 3339 in UTC with milliseconds."""
     whole = int(now)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((now - whole) * 1000):03d}Z"
+    return f"{_second(whole)}.{int((now - whole) * 1000):03d}Z"
+
+
+@lru_cache(maxsize=2048)
+def _second(whole: int) -> str:
+    # A busy second is written thousands of times: as the time of records, and as the expiry of what they record.
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
 
 
 def clean(text: str) -> str:

@@ -34,7 +34,9 @@ def audit() -> None:
     """Search and follow the audit log."""
 
 
-@audit.command("search", epilog="Examples: broker audit search --outcome refused --since 2h · broker audit search --request-id req_… --json")
+@audit.command(
+    "search", epilog="Examples: broker audit search --outcome refused --since 2h · broker audit search --request-id req_… --json"
+)
 @filters
 @click.option("--since", type=Instant(), default=None, help="Not older than: 15m, 2h, 7d, a date, an instant.")
 @click.option("--until", type=Instant(), default=None, help="Not newer than.")
@@ -108,4 +110,6 @@ def _shown(record: dict[str, Any], as_json: bool) -> str:
     account = f" -> {record['service_account']}" if record.get("service_account") else ""
     reason = f" {record['reason']}" if record.get("reason") else ""
     request = f"  {record['request_id']}" if record.get("request_id") else ""
-    return f"{record.get('time', '')}  {record.get('env', ''):<8} {record.get('outcome', ''):<12}{reason}  {who}{account}{request}"
+    return (
+        f"{record.get('time', '')}  {record.get('env', ''):<8} {record.get('outcome', ''):<12}{reason}  {who}{account}{request}"
+    )

@@ -89,9 +89,7 @@ def _url(settings: Settings) -> Iterator[FindingOf]:
 
 def _tree(settings: Settings, findings: list[FindingOf]) -> Tree | None:
     try:
-        tree = compile_tree(
-            read_tree(settings.policies, settings.limits), limits=settings.limits, today=int(time.time())
-        )
+        tree = compile_tree(read_tree(settings.policies, settings.limits), limits=settings.limits, today=int(time.time()))
     except OperatorError as error:
         findings.append(FindingOf("policy", "bad", error.detail, "broker policy check shows every error with its place"))
         return None
@@ -123,7 +121,9 @@ def _files(settings: Settings) -> Iterator[FindingOf]:
     if not place.exists():
         external = settings.store or settings.store_url_file
         verdict: Verdict = "bad" if external else "advice"
-        yield FindingOf("key-encryption key", verdict, f"{place} does not exist", "the embedded store makes it at its first start")
+        yield FindingOf(
+            "key-encryption key", verdict, f"{place} does not exist", "the embedded store makes it at its first start"
+        )
         return
     yield _mode(place, 0o077, "chmod 600")
     try:
@@ -188,7 +188,12 @@ async def _running(settings: Settings, tree: Tree | None) -> AsyncIterator[Findi
                 yield FindingOf(f"{env} endpoint", "advice", f"no broker answers at {issuer}", "broker serve, if it should run")
                 return
             if document.get("issuer") != issuer:
-                yield FindingOf(f"{env} endpoint", "bad", f"it calls itself {document.get('issuer')}", f"start it with --url {settings.base_url}")
+                yield FindingOf(
+                    f"{env} endpoint",
+                    "bad",
+                    f"it calls itself {document.get('issuer')}",
+                    f"start it with --url {settings.base_url}",
+                )
             elif refused.status_code == 200:
                 yield FindingOf(f"{env} endpoint", "bad", "it took a forged token", "stop it; this is a defect")
             else:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from broker.admin.acts import RotateKeys
+from broker.cli.asking import confirm
 from broker.cli.settings import POLICY, STATE, options, settings_from
 from broker.cli.state import open_envs, opened
 from broker.config import Settings
@@ -33,20 +34,29 @@ def list_command(envs: tuple[str, ...], limit: int, as_json: bool, **given: Any)
         click.echo(json.dumps(row) if as_json else _line(row))
 
 
-@keys.command("rotate", epilog="Examples: broker keys rotate --env prod --reason 'yearly' · broker keys rotate --env prod --fresh --reason 'INC-9'")
+@keys.command(
+    "rotate",
+    epilog="Examples: broker keys rotate --env prod --reason 'yearly' · broker keys rotate -e prod --fresh --yes --reason 'INC-9'",
+)
 @click.option("-e", "--env", "env", required=True, metavar="ENV", help="Whose keys.")
 @click.option("--fresh", is_flag=True, help="Use a pair that was never published: for a key-encryption key that may have leaked.")
 @click.option("--reason", required=True, metavar="TEXT", help="Why: it stands in the audit log.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines.")
 @options(*STATE, *POLICY)
-def rotate_command(env: str, fresh: bool, reason: str, **given: Any) -> None:
+def rotate_command(env: str, fresh: bool, reason: str, yes: bool, as_json: bool, **given: Any) -> None:
     """Replace the signing keys of an env.
 
     The next pair begins to sign as soon as every verifier that honours the key set's max-age has seen it; the old pair stays
     published until the last credential that it signed has expired.
+
+    With --fresh the old pair is gone within seconds, and with it every credential that it signed.
     """
+    if fresh:
+        confirm(yes, f"Every credential of {env} that is out will stop verifying. Go on?")
     rows = asyncio.run(_rotate(settings_from(given), RotateKeys(env=env, reason=reason, fresh=fresh)))
     for row in rows:
-        click.echo(_line(row))
+        click.echo(json.dumps(row) if as_json else _line(row))
 
 
 async def _list(settings: Settings, envs: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -77,7 +77,9 @@ def test_command(as_json: bool, **given: Any) -> None:
         else:
             click.echo(f"{result.place}: {result.account}: {result.case}: {result.message}")
     if not as_json:
-        click.echo(f"{len(results) - len(failed)} of {len(results)} policy tests pass" if failed else f"{len(results)} policy tests pass")
+        click.echo(
+            f"{len(results) - len(failed)} of {len(results)} policy tests pass" if failed else f"{len(results)} policy tests pass"
+        )
     sys.exit(1 if failed else 0)
 
 
@@ -95,9 +97,14 @@ def schema(kind: str | None) -> None:
     click.echo(json.dumps(found[kind], indent=2))
 
 
-@policy.command("explain", epilog="Examples: broker policy explain --request req_… · broker policy explain --env prod --token-file t.jwt -a payments --scope deploy:write")
+@policy.command(
+    "explain",
+    epilog="Examples: broker policy explain --request req_… · broker policy explain -e prod --token-file T -a payments",
+)
 @click.option("--request", "request_id", metavar="ID", help="A past exchange, by the request_id of its answer.")
-@click.option("--token-file", type=click.Path(), metavar="FILE", help="A subject token (`-`: stdin). Its signature is not checked.")
+@click.option(
+    "--token-file", type=click.Path(), metavar="FILE", help="A subject token (`-`: stdin). Its signature is not checked."
+)
 @click.option("--claims-file", type=click.Path(), metavar="FILE", help="Claims as JSON (`-`: stdin); needs --issuer.")
 @click.option("--issuer", metavar="NAME", help="The issuer entry that the claims are of.")
 @click.option("-e", "--env", "env", metavar="ENV", help="The env that is asked.")
@@ -110,7 +117,13 @@ def schema(kind: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @options(*STATE, *POLICY)
 def explain_command(
-    request_id: str | None, token_file: str | None, claims_file: str | None, against: str | None, exit_code: bool, as_json: bool, **given: Any
+    request_id: str | None,
+    token_file: str | None,
+    claims_file: str | None,
+    against: str | None,
+    exit_code: bool,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Show why: rule by rule, claim by claim, expected and seen, and the smallest change that would have allowed it.
 
@@ -147,7 +160,9 @@ async def _record(settings: Settings, request_id: str) -> dict[str, Any]:
             await store.close()
     exchanges = [record for record in found if record.get("kind") in {"exchange", "check"}]
     if not exchanges:
-        raise ActRefused(f"no exchange has the request id `{request_id}`", "it stands in the answer and in its X-Request-Id header")
+        raise ActRefused(
+            f"no exchange has the request id `{request_id}`", "it stands in the answer and in its X-Request-Id header"
+        )
     return exchanges[-1]
 
 
@@ -180,9 +195,13 @@ def _present(settings: Settings, token_file: str | None, claims_file: str | None
     if not given.get("env"):
         raise click.UsageError("--env is missing")
     payload = _payload(token_file, settings) if token_file else _claims(claims_file or "-")
-    issuer = tree.issuers.by_name.get(given["issuer"]) if given.get("issuer") else tree.issuers.by_url.get(str(payload.get("iss")))
+    issuer = (
+        tree.issuers.by_name.get(given["issuer"]) if given.get("issuer") else tree.issuers.by_url.get(str(payload.get("iss")))
+    )
     if issuer is None:
-        raise ActRefused("no issuer entry fits these claims", f"--issuer NAME; issuers: {', '.join(sorted(tree.issuers.by_name))}")
+        raise ActRefused(
+            "no issuer entry fits these claims", f"--issuer NAME; issuers: {', '.join(sorted(tree.issuers.by_name))}"
+        )
     asked = {
         "audience": list(given["audience"]),
         "scope": given["scope"].split() if given.get("scope") else [],
@@ -248,7 +267,8 @@ def _problem(problem: Any, as_json: bool) -> str:
 def _body(explained: Explanation) -> dict[str, Any]:
     body = {name: getattr(explained, name) for name in explained.__slots__ if name != "rules"}
     rules = [
-        {name: getattr(rule, name) for name in rule.__slots__ if name != "findings"} | {"findings": [f.as_dict() for f in rule.findings]}
+        {name: getattr(rule, name) for name in rule.__slots__ if name != "findings"}
+        | {"findings": [f.as_dict() for f in rule.findings]}
         for rule in explained.rules
     ]
     return body | {"rules": rules}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
 from secrets import token_urlsafe
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from broker.admin.acts import Lift, Revoke
+from broker.cli.asking import confirm
 from broker.cli.settings import POLICY, STATE, options, settings_from
 from broker.cli.state import load_policy, open_envs, opened
 from broker.cli.times import Instant
@@ -32,7 +32,9 @@ EXAMPLES = (
 @click.option("--trust-rule", metavar="NAME", help="Cut off what this trust rule lets in.")
 @click.option("--where", "where", multiple=True, metavar="CLAIM=VALUE", help="Cut off workloads with this claim; needs --issuer.")
 @click.option("-e", "--env", "envs", multiple=True, metavar="ENV", help="Only in this env; may repeat (default: every env).")
-@click.option("--until", type=Instant(ahead=True), default=None, help="End by itself: 2h, a date, an instant (default: until lifted).")
+@click.option(
+    "--until", type=Instant(ahead=True), default=None, help="End by itself: 2h, a date, an instant (default: until lifted)."
+)
 @click.option("--reason", default="", metavar="TEXT", help="Why: it stands in the audit log.")
 @click.option("--id", "act_id", default=None, metavar="ID", help="Repeat an act whose outcome was not certain.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
@@ -58,7 +60,7 @@ def revoke(ctx: click.Context, where: tuple[str, ...], act_id: str | None, yes: 
     act_id = act_id or token_urlsafe(12)
     if not as_json:
         click.echo(f"revocation {act_id}: {_words(selectors)} in {', '.join(given['envs']) or 'every env'}", err=True)
-    _confirm(yes, "Cut this off now?")
+    confirm(yes, "Cut this off now?")
     until = int(given["until"]) if given["until"] is not None else None
     act = Revoke(id=act_id, selectors=selectors, envs=given["envs"], reason=given["reason"], until=until)
     results = asyncio.run(_perform(settings_from(given), act))
@@ -74,7 +76,7 @@ def revoke(ctx: click.Context, where: tuple[str, ...], act_id: str | None, yes: 
 @options(*STATE, *POLICY)
 def lift_command(revocation: str, envs: tuple[str, ...], reason: str, yes: bool, as_json: bool, **given: Any) -> None:
     """End a revocation."""
-    _confirm(yes, f"Lift {revocation} now?")
+    confirm(yes, f"Lift {revocation} now?")
     act = Lift(id=token_urlsafe(12), lifts=revocation, envs=envs, reason=reason)
     _report("LIFTED", revocation, asyncio.run(_perform(settings_from(given), act)), as_json, "")
 
@@ -94,7 +96,9 @@ def list_command(envs: tuple[str, ...], limit: int, as_json: bool, **given: Any)
             click.echo(json.dumps(body, ensure_ascii=False))
         else:
             end = f"until {_moment(entry.until)}" if entry.until else "until lifted"
-            click.echo(f"{entry.id}  {env:<8} {_words(entry.selectors)}  {end}  by {entry.by} {_moment(entry.at)}: {entry.reason}")
+            click.echo(
+                f"{entry.id}  {env:<8} {_words(entry.selectors)}  {end}  by {entry.by} {_moment(entry.at)}: {entry.reason}"
+            )
 
 
 async def _perform(settings: Settings, act: Revoke | Lift) -> dict[str, Any]:
@@ -112,9 +116,7 @@ async def _perform(settings: Settings, act: Revoke | Lift) -> dict[str, Any]:
 async def _in_force(settings: Settings, envs: tuple[str, ...]) -> list[tuple[str, Entry]]:
     async with opened(settings) as state:
         chosen = await open_envs(state, envs)
-        found = [
-            (env, entry) for env in chosen for entry in in_force(state.node.revocations.view(env).entries, time.time())
-        ]
+        found = [(env, entry) for env in chosen for entry in in_force(state.node.revocations.view(env).entries, time.time())]
     return sorted(found, key=lambda item: item[1].at, reverse=True)
 
 
@@ -123,14 +125,6 @@ def _claim(text: str) -> tuple[str, str]:
     if not separator or not name or not value:
         raise click.UsageError(f"--where `{text}` is no CLAIM=VALUE; example: --where repository_id=7432112")
     return name, value
-
-
-def _confirm(yes: bool, question: str) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise click.UsageError("no terminal to ask on; say --yes")
-    click.confirm(question, abort=True, err=True)
 
 
 def _report(word: str, act_id: str, results: dict[str, Any], as_json: bool, after: str) -> None:

@@ -16,7 +16,7 @@ from broker.web.worker import Report
 
 
 @click.command(
-    epilog="Examples: broker serve · broker serve --url https://broker.acme.example --host 0.0.0.0 --tls-cert c.pem --tls-key k.pem"
+    epilog="Examples: broker serve · broker serve --url https://broker.acme.example --host 0.0.0.0 --tls-cert C --tls-key K"
 )
 @options(*SETTINGS)
 def serve(**given: Any) -> None:

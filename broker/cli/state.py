@@ -77,7 +77,9 @@ async def open_envs(state: State, wanted: tuple[str, ...]) -> tuple[str, ...]:
     known = tuple(slot for slot in await state.store.slots() if slot != "system")
     missing = [env for env in wanted if env not in known]
     if missing:
-        raise CannotReach(f"no env `{missing[0]}` in this store", f"envs: {', '.join(known) or 'none yet; start the broker once'}")
+        raise CannotReach(
+            f"no env `{missing[0]}` in this store", f"envs: {', '.join(known) or 'none yet; start the broker once'}"
+        )
     chosen = wanted or known
     for env in chosen:
         await state.node.revocations.open(env, time.time())

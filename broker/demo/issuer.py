@@ -23,7 +23,7 @@ from starlette.routing import Route
 LIFE_S = 300
 
 
-def _parameters() -> dict[str, str]:
+def _parameters() -> Any:
     return {"kid": secrets.token_hex(8), "use": "sig", "alg": "RS256"}
 
 

@@ -1,4 +1,4 @@
-"""Setting the stage for the story: a copy of the policies that trusts the demo's issuers, a broker of its own, its command line."""
+"""Setting the stage: a copy of the policies that trusts the demo's issuers, a broker of its own, its command line."""
 
 from __future__ import annotations
 

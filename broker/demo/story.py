@@ -98,7 +98,9 @@ class Story:
             tell.check(label, f"{name:<13} {issuer.url}  {shape}-shaped tokens", len(keys) == 1)
         tell.line("", f"audience      {stage.url}/ENV, for each env its own")
         code, out = await stage.command("policy", "check")
-        summary = out.splitlines()[-1].replace(str(stage.policies), "policies/").replace("policies/:", "policies/ ") if out else ""
+        summary = (
+            out.splitlines()[-1].replace(str(stage.policies), "policies/").replace("policies/:", "policies/ ") if out else ""
+        )
         tell.check("policy", summary, code == 0, why=out)
         code, out = await stage.command("policy", "test")
         tell.check("", out.splitlines()[-1] if out else "policy tests", code == 0, why=out)
@@ -119,13 +121,19 @@ class Story:
         record = await self.stage.record_of(request_id)
         self._tell_rule(record)
         at = str(record.get("time", ""))
-        tell.check("recorded", f"audit record {record.get('id', '')[:12]}… on disk, before anything was signed", record.get("outcome") == "issued" and bool(at))
+        tell.check(
+            "recorded",
+            f"audit record {record.get('id', '')[:12]}… on disk, before anything was signed",
+            record.get("outcome") == "issued" and bool(at),
+        )
         verified = self._verify("prod", body["access_token"], "https://payments.acme.example")
         tell.check("ISSUED", f"{verified.get('sub')} for {body['expires_in'] // 60} min", verified.get("sub") == ACCOUNT)
         tell.line("", f"iss  {verified.get('iss')}    aud  {verified.get('aud')}")
         expires = time.strftime("%H:%M:%SZ", time.gmtime(verified.get("exp", 0)))
         tell.line("", f"scope {verified.get('scope')}   jti {str(verified.get('jti'))[:6]}…  exp {expires}   ES256 at+jwt")
-        tell.check("verified", "by PyJWT against /prod/jwks.json, as a resource server would", verified.get("jti") == record.get("jti"))
+        tell.check(
+            "verified", "by PyJWT against /prod/jwks.json, as a resource server would", verified.get("jti") == record.get("jti")
+        )
         spans = await self.collector.wait_for(record.get("trace_id", ""), TRACE_WITHIN_S)
         self._tell_trace(record, spans)
 
@@ -186,7 +194,9 @@ class Story:
         body = answer.json()
         name, wanted = told
         holds = answer.status_code == 400 and body.get("reason") == reason and set(body.get(name, ())) == wanted
-        self.tell.check("REFUSED", f"{who:<32} {answer.status_code} {body.get('error')}  {body.get('reason')}", holds, why=answer.text)
+        self.tell.check(
+            "REFUSED", f"{who:<32} {answer.status_code} {body.get('error')}  {body.get('reason')}", holds, why=answer.text
+        )
         sentence, _, names = str(body.get("error_description", "")).rpartition(": ")
         self.tell.line("", f"{sentence.capitalize()}: {names}.")
         self.tell.line("", f"{body.get('error_uri', '')}  trace {str(body.get('trace_id', ''))[:4]}…")
@@ -195,7 +205,12 @@ class Story:
         code, out = await self.stage.command("policy", "explain", "--request", request_id)
         about_account = out.split(f"\n{ACCOUNT}", 1)[-1].split("\n\n", 1)[0]
         failed = [line for line in about_account.splitlines() if line.strip(" │├└─").startswith("- ")]
-        self.tell.check("explained", f"what the owner sees: broker policy explain --request {request_id[:12]}…", code == 0 and len(failed) >= 3, why=out)
+        self.tell.check(
+            "explained",
+            f"what the owner sees: broker policy explain --request {request_id[:12]}…",
+            code == 0 and len(failed) >= 3,
+            why=out,
+        )
         for line in failed:
             self.tell.line("", line.strip(" │├└─"))
 
@@ -204,7 +219,12 @@ class Story:
         try:
             key = jwt.PyJWKClient(f"{issuer}/jwks.json").get_signing_key_from_jwt(token)
             return jwt.decode(
-                token, key, algorithms=["ES256"], audience=audience, issuer=issuer, options={"require": ["exp", "iat", "jti", "sub"]}
+                token,
+                key,
+                algorithms=["ES256"],
+                audience=audience,
+                issuer=issuer,
+                options={"require": ["exp", "iat", "jti", "sub"]},
             )
         except jwt.PyJWTError as error:
             self.tell.check("verified", f"by PyJWT: {error}", False)

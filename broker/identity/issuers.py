@@ -28,7 +28,7 @@ from broker.identity.fetch import Fetcher
 from broker.identity.jwks import KeySet, KeySetRefused, VerifyKey, screen
 from broker.identity.sources import Loaded, Unreadable
 from broker.model import Issuer
-from broker.telemetry import log
+from broker.telemetry import log, metrics
 
 Settings = tuple[object, ...]
 
@@ -185,6 +185,7 @@ class IssuerKeys:
         return flight
 
     async def _refresh(self, live: _Live) -> None:
+        outcome = "failed"
         try:
             loaded = await sources.load(live.issuer, self._fetcher, self._limits, live.loaded)
             # Parsing a large set is work for another thread, or every exchange waits for it.
@@ -203,8 +204,10 @@ class IssuerKeys:
             self._report(live, loaded, keys or KeySet())
             live.keys, live.loaded, live.last_error, live.good_at = keys, loaded, "", self._clock()
             live.due_at = live.good_at + self._period_s(live)
+            outcome = "done"
         finally:
             live.flight = None
+            metrics.JWKS_FETCHES.labels(live.issuer.name, outcome).inc()
 
     def _period_s(self, live: _Live) -> int:
         return self._limits.jwks_file_poll_s if live.issuer.jwks_file is not None else self._limits.jwks_refresh_s

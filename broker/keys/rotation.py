@@ -78,8 +78,13 @@ class KeyRings:
         return None
 
     def jwks(self, env: str) -> bytes:
-        """The public key set, current keys first (RFC 7517 §5).  Raises `KeysUnavailable`."""
-        ring = self._good(env).ring
+        """The public key set, current keys first (RFC 7517 §5).  Raises `KeysUnavailable` if none was ever loaded.
+
+        While a ring is refused the last good set stays published: public keys harm nobody, and verifiers need them.
+        """
+        if env not in self._held:
+            raise KeysUnavailable(f"the key ring of {env} has not been loaded")
+        ring = self._held[env].ring
         keys = [dict(pair.public) for generation in ring.published(self.now()) for pair in generation.keys]
         return msgspec.json.encode({"keys": keys})
 
@@ -195,9 +200,7 @@ class KeyRings:
     async def _fresh(self, env: str) -> Generation:
         """A new pair of pairs, made in a thread: an RSA key takes a good part of a second."""
         keys = await asyncio.to_thread(_generate)
-        pairs = tuple(
-            KeyPair(kid, alg, public, self._key.seal(env, kid, alg, private)) for kid, alg, public, private in keys
-        )
+        pairs = tuple(KeyPair(kid, alg, public, self._key.seal(env, kid, alg, private)) for kid, alg, public, private in keys)
         return Generation(0, 0, pairs)
 
 
@@ -209,5 +212,3 @@ def _generate() -> list[tuple[str, str, dict[str, Any], bytes]]:
         private = json.dumps(key.as_dict(private=True)).encode()
         made.append((kid, alg, public, private))
     return made
-
-

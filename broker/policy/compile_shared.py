@@ -51,7 +51,7 @@ def compile_shared(source: SourceTree, limits: Limits, previous: object, today: 
         else:
             problems += document.problems
     issuers_file, apis_file, envs_file = roots
-    envs, naming = _environments(envs_file, problems)
+    envs, naming = _environments(envs_file, limits, problems)
     apis = _apis(apis_file, frozenset(envs), problems)
     opened = {name: env.issuers for name, env in envs.items()}
     issuers = compile_issuers(issuers_file, opened, source.folder, frozenset(others), problems) if issuers_file else {}
@@ -93,7 +93,9 @@ def _languages(issuers: Mapping[str, Entry], limits: Limits) -> dict[str, Langua
     return {name: made[entry.preset.name if entry.preset else None] for name, entry in issuers.items()}
 
 
-def _environments(document: Document | None, problems: list[Problem]) -> tuple[dict[str, Env], EnvironmentsFile | None]:
+def _environments(
+    document: Document | None, limits: Limits, problems: list[Problem]
+) -> tuple[dict[str, Env], EnvironmentsFile | None]:
     if document is None or document.root is None:
         return {}, None
     model, wrong = fill(EnvironmentsFile, document.path, document.root)
@@ -108,6 +110,10 @@ def _environments(document: Document | None, problems: list[Problem]) -> tuple[d
         if entry.default_ttl is not None and entry.default_ttl > entry.max_ttl:
             line, column = place(document.root, (*where, "default_ttl"))
             problems.append(Problem(document.path, line, column, "default_ttl is longer than max_ttl"))
+        if entry.max_ttl > limits.credential_s_max:
+            line, column = place(document.root, (*where, "max_ttl"))
+            hint = f"at most {limits.credential_s_max} s: a signing key is published so long after it last signed"
+            problems.append(Problem(document.path, line, column, "max_ttl is longer than any credential may live", hint))
         if entry.administration:
             administered.append(name)
         envs[name] = Env(name, entry.max_ttl, entry.default_ttl or entry.max_ttl, frozenset(entry.issuers), entry.administration)

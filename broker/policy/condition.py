@@ -34,6 +34,10 @@ _TYPES: Final[Mapping[str, Any]] = {
 }
 
 
+VERDICTS_MAX = 512  # for each condition
+KEPT_CHARACTERS_MAX = 256
+
+
 class ConditionInvalid(ValueError):
     """A condition that does not load; `faults` holds each reason with its offset into the text."""
 
@@ -53,11 +57,30 @@ class Condition:
     _typed: tuple[str, ...] = field(repr=False)
     _mapped: tuple[str, ...] = field(repr=False)
     _program: Any = field(repr=False, compare=False)
+    _verdicts: dict[tuple[Any, ...], bool] = field(default_factory=dict, repr=False, compare=False)
 
     def holds(
         self, claims: Mapping[str, ClaimValue], audience: Sequence[str], scope: Sequence[str], env: str
     ) -> bool:
-        """Whether it is exactly true of these claims and this request.  Never raises: what cannot be evaluated does not hold."""
+        """Whether it is exactly true of these claims and this request.  Never raises: what cannot be evaluated does not hold.
+
+        A condition looks at few claims with few values, and is a pure function of them: verdicts over short texts are kept.
+        """
+        seen = [claims.get(name) for name in (*self._typed, *self._tested, *self._mapped)]
+        # Texts alone: True and 1 would share a place.
+        if not all(value is None or (type(value) is str and len(value) <= KEPT_CHARACTERS_MAX) for value in seen):
+            return self._evaluated(claims, audience, scope, env)
+        key = (*seen, env, tuple(audience), tuple(scope)) if self.reads_request else tuple(seen)
+        verdict = self._verdicts.get(key)
+        if verdict is None:
+            if len(self._verdicts) >= VERDICTS_MAX:
+                self._verdicts.clear()
+            verdict = self._verdicts[key] = self._evaluated(claims, audience, scope, env)
+        return verdict
+
+    def _evaluated(
+        self, claims: Mapping[str, ClaimValue], audience: Sequence[str], scope: Sequence[str], env: str
+    ) -> bool:
         data: dict[str, Any] = {"claims." + name: _plain(claims[name]) for name in self._typed if name in claims}
         for name in self._tested:
             data[PRESENT + name] = name in claims

@@ -48,7 +48,9 @@ def claims(
     }
 
 
-def check(header: Mapping[str, Any], payload: Mapping[str, Any], *, issuer: str, audience: str, now: float, leeway_s: int) -> None:
+def check(
+    header: Mapping[str, Any], payload: Mapping[str, Any], *, issuer: str, audience: str, now: float, leeway_s: int
+) -> None:
     """What a resource server checks once the signature holds (RFC 9068 §4): typ, iss, aud, required claims, time.
 
     Raises `NotOurs`.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from binascii import a2b_base64
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -20,6 +21,7 @@ import msgspec
 REFUSED_PARAMETERS: Final = frozenset({"jwk", "jku", "x5u", "x5c", "crit", "b64", "zip", "cty"})
 
 # Beyond 64 bits two readers of one number may disagree (RFC 8259 §6), and no claim needs it.
+HEADER_REMEMBERED_BYTES_MAX: Final = 512
 INTEGER_MIN: Final = -(2**63)
 INTEGER_MAX: Final = 2**64 - 1
 
@@ -80,9 +82,10 @@ def read(token: str | bytes, *, bytes_max: int, depth_max: int, kid_characters_m
     # 4
     signing_input, _, signature_part = token.rpartition(b".")
     header_part, _, payload_part = signing_input.partition(b".")
-    header_raw, payload_raw, signature = _octets(header_part), _octets(payload_part), _octets(signature_part)
+    payload_raw, signature = _octets(payload_part), _octets(signature_part)
     # 5
-    header = _object(header_raw, "header", depth_max)
+    short = len(header_part) <= HEADER_REMEMBERED_BYTES_MAX
+    header = (_header if short else _header.__wrapped__)(header_part, depth_max)
     # 6
     alg, kid, typ = header.get("alg"), header.get("kid"), header.get("typ")
     if type(alg) is not str:
@@ -96,6 +99,12 @@ def read(token: str | bytes, *, bytes_max: int, depth_max: int, kid_characters_m
     # 7
     payload = _object(payload_raw, "payload", depth_max)
     return UnverifiedJws(header, payload, signing_input, signature, alg, kid, typ)
+
+
+@lru_cache(maxsize=256)
+def _header(part: bytes, depth_max: int) -> dict[str, Any]:
+    # All tokens of one key have the same header: it is read once.  Nobody changes it afterwards, and nothing is trusted by it.
+    return _object(_octets(part), "header", depth_max)
 
 
 def base64url(part: bytes) -> bytes:

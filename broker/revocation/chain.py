@@ -58,7 +58,9 @@ class Revocations:
             await self._follow(slot)
             seen = self._witnessed(slot).get(slot)
             if slot in self._views and seen is not None and not self._holds(self._views[slot], seen):
-                self._close(slot, f"the store's log does not hold entry {seen.n} that was seen before: an older copy was restored")
+                self._close(
+                    slot, f"the store's log does not hold entry {seen.n} that was seen before: an older copy was restored"
+                )
 
     async def catch_up(self, slot: str, news: Stale | None = None) -> None:
         """Follows the log to its present end; `news` may bring the next entries along."""
@@ -70,7 +72,10 @@ class Revocations:
             await self._follow(slot)
 
     async def extend(self, slot: str, entry: Entry, record: bytes) -> int:
-        """Adds an entry, again until it is in or was in already; its number.  Raises `StoreUnavailable`: it may have taken effect."""
+        """Adds an entry, again until it is in or was in already; its number.
+
+        Raises `StoreUnavailable`: it may have taken effect.
+        """
         for _ in range(EXTEND_TRIES_MAX):
             await self.catch_up(slot)
             view = self.view(slot)

@@ -44,6 +44,7 @@ from broker.store.values import (
     Unborn,
     Voided,
 )
+from broker.telemetry import metrics
 
 __all__ = [
     "Added", "Appended", "Commit", "Committed", "ConflictAt", "Contradicted", "Duplicate", "Extension", "Fork", "LogEntry",
@@ -95,9 +96,11 @@ class Store:
                 limits.store_clock_skew_s, limits.stale_entries_max, "" if claim is None else claim.until,
             )
         )  # fmt: skip
+        elapsed_s = time.monotonic() - begun
+        metrics.STORE_SECONDS.observe(elapsed_s, "commit")
         code = _code(answer)
         if code == _OK:
-            return Committed(time.monotonic() - begun)
+            return Committed(elapsed_s)
         return _refusal(code, answer)
 
     async def append(
@@ -115,7 +118,9 @@ class Store:
             args += [position.index, position.tag, now, self._limits.store_clock_skew_s, self._limits.stale_entries_max]
             if claim is not None:
                 keys.append(names.claim(slot, claim.key))
+        begun = time.monotonic()
         answer = await self._line.call(pack("FCALL", self._append_name, len(keys), *keys, *args))
+        metrics.STORE_SECONDS.observe(time.monotonic() - begun, "append")
         code = _code(answer)
         if code == _OK:
             return Appended()
@@ -246,7 +251,11 @@ class Store:
         await self._connector.close()
 
     async def _call(self, short: str, keys: tuple[str, ...], args: tuple[str | bytes | int, ...]) -> list[Any]:
-        return await self._answered(self._functions.call(short, keys, args))
+        begun = time.monotonic()
+        try:
+            return await self._answered(self._functions.call(short, keys, args))
+        finally:
+            metrics.STORE_SECONDS.observe(time.monotonic() - begun, short)
 
     async def _answered(self, pending: Awaitable[Any]) -> Any:
         try:

@@ -25,7 +25,9 @@ EXCHANGE_SECONDS = TalliedHistogram(
 STAGE_SECONDS = TalliedHistogram(
     Histogram("broker_stage_seconds", "One stage of an exchange", ["stage"], buckets=SECONDS), SECONDS
 )
-STORE_SECONDS = Histogram("broker_store_seconds", "One call of a server function", ["function"], buckets=SECONDS)
+STORE_SECONDS = TalliedHistogram(
+    Histogram("broker_store_seconds", "One call of a server function", ["function"], buckets=SECONDS), SECONDS
+)
 UNISSUED = Counter("broker_unissued_total", "Committed exchanges whose credential never left", ["env"])
 REFUSALS_SUMMARISED = Counter("broker_refusals_summarised_total", "Refusals recorded in summaries", ["env"])
 RECORDS_DROPPED = Counter("broker_records_dropped_total", "Audit records that could not be written", ["kind"])
@@ -46,7 +48,7 @@ def flush() -> None:
     while STAGES:
         for name, start, end in STAGES.popleft():
             STAGE_SECONDS.observe((end - start) / 1e9, name)
-    for tallied in (EXCHANGES, CHECKS, EXCHANGE_SECONDS, STAGE_SECONDS):
+    for tallied in (EXCHANGES, CHECKS, EXCHANGE_SECONDS, STAGE_SECONDS, STORE_SECONDS):
         tallied.flush()
 
 

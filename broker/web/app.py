@@ -110,7 +110,9 @@ def _application(routes: Sequence[BaseRoute]) -> Starlette:
     async def http_error(_request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         headers = (getattr(error, "headers", None) or {}) | {"cache-control": "no-store"}
-        sentence = {404: "there is nothing at this address", 405: "this address takes another method"}.get(status, "request failed")
+        sentence = {404: "there is nothing at this address", 405: "this address takes another method"}.get(
+            status, "request failed"
+        )
         return JSONResponse({"error": "invalid_request", "error_description": sentence}, status_code=status, headers=headers)
 
     async def unavailable(_request: Request, error: Exception) -> Response:

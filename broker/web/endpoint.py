@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
+
 from broker.config import Limits
 from broker.errors import BrokerError, MalformedRequest, RequestRejected, Stopping, Unavailable
 from broker.exchange import Exchange, Story, rejected
@@ -21,9 +23,28 @@ from broker.web.address import client_address
 Headers = dict[bytes, bytes]
 Pairs = list[tuple[bytes, bytes]]
 Rejection = tuple[int, str, Pairs]
+Answer = tuple[int, str, bytes, Pairs]
 FORM = b"application/x-www-form-urlencoded"
 TOO_LARGE: Rejection = (413, "the body is larger than is accepted here", [])
-NO_STORE = [(b"content-type", b"application/json"), (b"cache-control", b"no-store"), (b"pragma", b"no-cache")]
+NO_STORE = [
+    (b"content-type", b"application/json"),
+    (b"cache-control", b"no-store"),
+    (b"pragma", b"no-cache"),
+    (b"x-content-type-options", b"nosniff"),
+]
+
+
+class Call(Struct, frozen=True):
+    """What is known of a request before its form is read."""
+
+    env: str
+    check: bool
+    request_id: str
+    trace_id: str
+    address: str
+    user_agent: str
+    authorization: bool
+    query: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,92 +74,83 @@ class TokenEndpoint:
             refused = TOO_LARGE
         if refused is not None or body is None:
             return await self._turn_away(send, refused or TOO_LARGE, env, ids, current)
-        client = Client(
+        call = Call(
+            env=env,
+            check=check,
+            request_id=request_id,
+            trace_id=current.trace_id_hex,
             address=client_address(scope, headers, self.trusted_proxies),
             user_agent=headers.get(b"user-agent", b"").decode("latin-1"),
+            authorization=b"authorization" in headers,
+            query=bool(scope["query_string"]),
         )
-        status, outcome, answer, extra = await self._serve(env, request_id, current, body, headers, client, scope, check)
+        status, outcome, answer, extra = await self._serve(call, body)
         await _reply(send, status, answer, NO_STORE + ids + extra)
         metrics.EXCHANGE_SECONDS.observe(time.perf_counter() - started, env, outcome)
         current.attributes = {"broker.env": env, "broker.outcome": outcome, "http.response.status_code": status}
         self.tracer.finish(current, error=str(status) if status >= 500 else "")
         return None
 
-    async def _serve(
-        self,
-        env: str,
-        request_id: str,
-        current: trace.Trace,
-        body: bytes,
-        headers: Headers,
-        client: Client,
-        scope: Any,
-        check: bool,
-    ) -> tuple[int, str, bytes, list[tuple[bytes, bytes]]]:
+    async def _serve(self, call: Call, body: bytes) -> Answer:
         """Status, outcome, body and extra headers of the answer; never raises."""
-        issuer, trace_id = f"{self.exchange.base_url}/{env}", current.trace_id_hex
-        counter = metrics.CHECKS if check else metrics.EXCHANGES
-        grant_type, story = "", None
+        story = None
         try:
             if self.stopping():
                 raise Stopping
-            story = await self._story(env, request_id, trace_id, body, headers, client, scope, check)
-            grant_type = story.request.grant_type
+            story = await self._story(call, body)
             done = await self.exchange.run(story)
-        except BrokerError as error:
-            outcome = "unavailable" if isinstance(error, Unavailable) else "refused"
-            if outcome == "unavailable":
-                log.get("exchange").warning("unavailable", env=env, reason=error.reason, detail=error.detail, request_id=request_id)
-            counter.inc(env, _issuer(story), outcome, error.reason)
-            status, answer, extra = errors.answer(
-                error, issuer=issuer, grant_type=grant_type, request_id=request_id, trace_id=trace_id
-            )
-            return status, outcome, answer, extra
         except Exception as error:
-            log.get("exchange").error("unforeseen", env=env, request_id=request_id, exc_info=error)
-            counter.inc(env, _issuer(story), "failed", "server_error")
-            status, answer, extra = errors.answer(
-                error, issuer=issuer, grant_type=grant_type, request_id=request_id, trace_id=trace_id
-            )
-            return status, "failed", answer, extra
-        outcome = "would_issue" if check else "issued"
-        counter.inc(env, _issuer(story), outcome, "")
+            return self._refusal(call, story, error)
+        outcome = "would_issue" if call.check else "issued"
+        _count(call, story, outcome, "")
         if isinstance(done, Issued):
             return 200, outcome, token.issued_body(done), []
-        return 200, outcome, token.would_issue_body(done, request_id, trace_id), []
+        return 200, outcome, token.would_issue_body(done, call.request_id, call.trace_id), []
 
-    async def _story(
-        self,
-        env: str,
-        request_id: str,
-        trace_id: str,
-        body: bytes,
-        headers: Headers,
-        client: Client,
-        scope: Any,
-        check: bool,
-    ) -> Story:
+    async def _story(self, call: Call, body: bytes) -> Story:
         """Reads the form into the story of this exchange; what is wrong with it is recorded before it is answered."""
+        client = Client(call.address, call.user_agent)
         try:
-            if scope["query_string"]:  # RFC 6749 §2.3.1: never in a URI, which ends up in logs
+            if call.query:  # RFC 6749 §2.3.1: never in a URI, which ends up in logs
                 raise MalformedRequest("parameters belong into the body, not into the query")
             form = token.read_form(body, self.limits)
             if "client_id" in form:
-                client = Client(client.address, client.user_agent, form["client_id"][0])
+                client = Client(call.address, call.user_agent, form["client_id"][0])
             request = token.read_request(
                 form,
-                env=env,
-                request_id=request_id,
-                trace_id=trace_id,
+                env=call.env,
+                request_id=call.request_id,
+                trace_id=call.trace_id,
                 client=client,
-                authorization=b"authorization" in headers,
-                check=check,
+                authorization=call.authorization,
+                check=call.check,
                 limits=self.limits,
             )
         except RequestRejected as refusal:
-            await self.exchange.refuse(rejected(env, request_id, trace_id, client, check=check), refusal)
+            story = rejected(call.env, call.request_id, call.trace_id, client, check=call.check)
+            await self.exchange.refuse(story, refusal)
             raise
         return Story(request)
+
+    def _refusal(self, call: Call, story: Story | None, error: Exception) -> Answer:
+        """The answer to whatever went wrong, counted, and logged where an operator should look."""
+        outcome, reason = "refused", getattr(error, "reason", "server_error")
+        if isinstance(error, Unavailable):
+            outcome = "unavailable"
+            facts = {"env": call.env, "reason": reason, "detail": error.detail, "request_id": call.request_id}
+            log.get("exchange").warning("unavailable", **facts)
+        elif not isinstance(error, BrokerError):
+            outcome, reason = "failed", "server_error"
+            log.get("exchange").error("unforeseen", env=call.env, request_id=call.request_id, exc_info=error)
+        _count(call, story, outcome, reason)
+        status, answer, extra = errors.answer(
+            error,
+            issuer=f"{self.exchange.base_url}/{call.env}",
+            grant_type=story.request.grant_type if story is not None else "",
+            request_id=call.request_id,
+            trace_id=call.trace_id,
+        )
+        return status, outcome, answer, extra
 
     async def _turn_away(self, send: Any, refused: Rejection, env: str, ids: Pairs, current: trace.Trace) -> None:
         """What never became a form: counted, not recorded."""
@@ -153,8 +165,9 @@ class _Gone(Exception):
     """The caller left before its request was whole."""
 
 
-def _issuer(story: Story | None) -> str:
-    return story.workload.issuer if story is not None and story.workload is not None else ""
+def _count(call: Call, story: Story | None, outcome: str, reason: str) -> None:
+    issuer = story.workload.issuer if story is not None and story.workload is not None else ""
+    (metrics.CHECKS if call.check else metrics.EXCHANGES).inc(call.env, issuer, outcome, reason)
 
 
 def _headers(scope: Any) -> tuple[Headers, set[bytes]]:

@@ -41,7 +41,9 @@ with the <code>request_id</code> of the answer.</footer></main></body></html>
 
 _HEADING = re.compile(r"^## `([a-z_]+)`$", re.MULTILINE)
 _templates = Environment(
-    loader=DictLoader({"page": PAGE}), autoescape=select_autoescape(default=True, default_for_string=True), undefined=StrictUndefined
+    loader=DictLoader({"page": PAGE}),
+    autoescape=select_autoescape(default=True, default_for_string=True),
+    undefined=StrictUndefined,
 )
 
 

@@ -143,9 +143,7 @@ class Supervisor:
         if child is None:
             return
         _tell(child, "stop")
-        deadline = asyncio.get_running_loop().time() + self.settings.limits.shutdown_s_max + KILL_AFTER_S
-        while child.process.is_alive() and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(ALIVE_POLL_S / 10)
+        await asyncio.to_thread(child.process.join, self.settings.limits.shutdown_s_max + KILL_AFTER_S)
         if child.process.is_alive():
             child.process.kill()
         child.process.join()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -28,6 +29,7 @@ from broker.model import Client, ExchangeRequest, Issued, UnverifiedToken, Would
 from broker.protocol import oauth
 
 REQUEST_ID_BYTES = 15
+REMEMBERED_CHARACTERS_MAX = 256
 SUBJECT_TOKEN_TYPES = frozenset({oauth.TOKEN_TYPE_ID_TOKEN, oauth.TOKEN_TYPE_JWT})
 KNOWN = frozenset(
     {
@@ -53,7 +55,7 @@ KNOWN = frozenset(
     }
 )
 
-_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*")  # RFC 6749 §3.3
 _VSCHAR = re.compile(r"[\x20-\x7e]{1,256}")  # RFC 6749 App. A
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s#\"\\]+")
@@ -71,8 +73,6 @@ def read_form(body: bytes, limits: Limits) -> dict[str, list[str]]:
 
     Stricter than the standard library alone: a bad escape, bytes that are no UTF-8, or NUL refuse the whole form.
     """
-    if _BAD_ESCAPE.search(body):
-        raise MalformedRequest("the body holds a percent sign that is no escape")
     try:
         parts = body.decode("utf-8").split("&")
         pairs = [(_decoded(name), _decoded(value)) for name, _, value in (part.partition("=") for part in parts if part)]
@@ -80,10 +80,10 @@ def read_form(body: bytes, limits: Limits) -> dict[str, list[str]]:
         raise MalformedRequest("the body is not UTF-8") from None
     if len(pairs) > limits.form_fields_max:
         raise MalformedRequest("the body holds too many parameters")
+    if b"\0" in body or b"%00" in body:
+        raise MalformedRequest("the body holds a NUL character")
     form: dict[str, list[str]] = {}
     for name, value in pairs:
-        if "\0" in name or "\0" in value:
-            raise MalformedRequest("the body holds a NUL character")
         form.setdefault(name, []).append(value)
     for name, values in form.items():
         if len(values) > 1 and name not in oauth.REPEATABLE:
@@ -92,10 +92,18 @@ def read_form(body: bytes, limits: Limits) -> dict[str, list[str]]:
 
 
 def _decoded(text: str) -> str:
-    """A name or value of a form (WHATWG URL §5.1).  Tokens hold nothing to decode, so most texts come back as they are."""
-    if "+" in text:
-        text = text.replace("+", " ")
-    return unquote(text, encoding="utf-8", errors="strict") if "%" in text else text
+    """A name or value of a form (WHATWG URL §5.1).  A token holds nothing to decode and comes back as it is."""
+    if "%" not in text and "+" not in text:
+        return text
+    return _unescaped(text) if len(text) <= REMEMBERED_CHARACTERS_MAX else _unescaped.__wrapped__(text)
+
+
+@lru_cache(maxsize=512)
+def _unescaped(text: str) -> str:
+    # The same few URNs, scopes and audiences, in nearly every request.
+    if _BAD_ESCAPE.search(text):
+        raise MalformedRequest("the body holds a percent sign that is no escape")
+    return unquote(text.replace("+", " "), encoding="utf-8", errors="strict")
 
 
 def read_request(

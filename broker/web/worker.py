@@ -73,9 +73,7 @@ async def _run(assignment: Assignment, line: Connection) -> None:
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     _listen(line, loop, stop, reload_wanted, settings.limits.shutdown_s_max + GRACE_S)
     try:
-        node = await Node.open(
-            settings, assignment.store_url, key_encryption_key(settings), worker=assignment.number
-        )
+        node = await Node.open(settings, assignment.store_url, key_encryption_key(settings), worker=assignment.number)
     except BrokerError as error:
         line.send(_failure(error))
         return
@@ -118,7 +116,9 @@ async def _reload_on_demand(node: Node, wanted: asyncio.Event) -> None:
         await node.reload()
 
 
-def _listen(line: Connection, loop: asyncio.AbstractEventLoop, stop: asyncio.Event, reload: asyncio.Event, grace_s: float) -> None:
+def _listen(
+    line: Connection, loop: asyncio.AbstractEventLoop, stop: asyncio.Event, reload: asyncio.Event, grace_s: float
+) -> None:
     """Follows the parent's words in a thread of its own; the end of the line is the end of the worker."""
 
     def follow() -> None:
@@ -169,9 +169,13 @@ def _post(board: Path, number: int) -> Any:
     return post
 
 
+def _read_board(board: Path) -> tuple[dict[str, Any], ...]:
+    return tuple(json.loads(file.read_text("utf-8")) for file in sorted(board.glob("*.json")))
+
+
 def _asker(node: Node, board: Path) -> Any:
     async def ask() -> Readiness:
-        workers = tuple(json.loads(file.read_text("utf-8")) for file in sorted(board.glob("*.json")))
+        workers = await asyncio.to_thread(_read_board, board)
         return Readiness(
             failing=node.failing(),
             degraded=node.degraded(),

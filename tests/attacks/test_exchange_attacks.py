@@ -91,8 +91,13 @@ async def meet_all(live: Live, bads: Iterable[Bad]) -> None:
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in BRINGS_KEYS])
 async def test_a_forged_token_is_refused_recorded_and_never_repeated(family: str, live: Live, github: OidcIssuer) -> None:
-    for bad in forge(family, good(live, github)):
-        await meets(live, bad)
+    made = good(live, github)
+    live.clock.stopped_at = made.now  # a token that is one second too early must not ripen while others are tried
+    try:
+        for bad in forge(family, made):
+            await meets(live, bad)
+    finally:
+        live.clock.stopped_at = None
     assert (await live.deploys()).status_code == 200
 
 
@@ -197,12 +202,10 @@ async def test_j32_a_token_stays_used_up_to_the_last_second_at_which_it_is_accep
 
 
 async def test_v13_the_same_jti_from_two_issuers_is_two_tokens(tmp_path: Path, github: OidcIssuer) -> None:
-    async with OidcIssuer("kubernetes", name="cluster") as cluster:
-        async with Live(tmp_path, {"github": github, "cluster": cluster}) as live:
-            assert (await live.deploys(jti="shared")).status_code == 200
-            pod = live.token("cluster", jti="shared", aud=[live.issuer()])
-            answer = await live.exchange(pod, **PAYMENTS)
-            assert answer.status_code == 200, answer.text
+    async with OidcIssuer("kubernetes", name="cluster") as pods, Live(tmp_path, {"github": github, "cluster": pods}) as live:
+        assert (await live.deploys(jti="shared")).status_code == 200
+        answer = await live.exchange(live.token("cluster", jti="shared", aud=[live.issuer()]), **PAYMENTS)
+        assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("name", ["subject_token", "subject_token_type"])

@@ -185,5 +185,5 @@ def _acts() -> Iterator[str]:
                 if isinstance(key, ast.Constant) and key.value == "act" and isinstance(value, ast.Constant):
                     yield str(value.value)
         # The key rings name their acts to the one who builds the record.
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "self._record":
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"self._record", "own_act"}:
             yield from (str(each.value) for each in node.args[1:2] if isinstance(each, ast.Constant))

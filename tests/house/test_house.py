@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "broker").rglob("*.py"))
 TRACKED = [
     ROOT / line
-    for line in subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()
+    for line in subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.splitlines()
 ] or [path for path in ROOT.rglob("*") if path.is_file() and ".venv" not in path.parts and ".git" not in path.parts]
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
@@ -44,26 +46,43 @@ def test_a_module_says_where_it_stands(path: Path) -> None:
 
 
 def test_floors_hold() -> None:
-    done = subprocess.run([str(Path(sys.executable).with_name("lint-imports")), "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
 
 
 def test_imports_are_not_circular() -> None:
     """Each module can be the first one that a process imports."""
-    modules = [short(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__") for path in SOURCES if path.name != "__main__.py"]
+    modules = [
+        short(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+        for path in SOURCES
+        if path.name != "__main__.py"
+    ]
     program = "import sys, importlib\nfor m in sys.argv[1:]:\n    for k in [k for k in sys.modules if k.split('.')[0] == 'broker']: del sys.modules[k]\n    importlib.import_module(m)"
     plain = [module for module in modules if not module.startswith("broker.telemetry") and module != "broker"]
-    program = program.replace("if k.split('.')[0] == 'broker'", "if k.split('.')[0] == 'broker' and not k.startswith('broker.telemetry')")
+    program = program.replace(
+        "if k.split('.')[0] == 'broker'", "if k.split('.')[0] == 'broker' and not k.startswith('broker.telemetry')"
+    )
     done = subprocess.run([sys.executable, "-c", program, *plain], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_the_version_costs_nothing() -> None:
-    assert not [node for node in ast.walk(ast.parse((ROOT / "broker/__init__.py").read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not [
+        node
+        for node in ast.walk(ast.parse((ROOT / "broker/__init__.py").read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
 
 
 def test_no_package_index_is_named_anywhere() -> None:
-    hosts = re.compile("|".join(re.escape(host) for host in ("py" + "pi.org", "python" + "hosted.org", "registry.npm" + "js.org", "deb.deb" + "ian.org")))
+    hosts = re.compile(
+        "|".join(
+            re.escape(host)
+            for host in ("py" + "pi.org", "python" + "hosted.org", "registry.npm" + "js.org", "deb.deb" + "ian.org")
+        )
+    )
     found = [short(path) for path in TRACKED if path.is_file() and hosts.search(path.read_text("utf-8", errors="replace"))]
     assert found == []
 
@@ -75,7 +94,9 @@ def test_no_private_key_is_kept() -> None:
 
 def test_nothing_is_skipped_or_expected_to_fail() -> None:
     marks = re.compile(r"mark\.(skip|skipif|xfail)|pytest\.(skip|xfail|importorskip)\(")
-    found = [short(path) for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__) and marks.search(path.read_text("utf-8"))]
+    found = [
+        short(path) for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__) and marks.search(path.read_text("utf-8"))
+    ]
     assert found == []
 
 
@@ -86,7 +107,9 @@ def test_nothing_is_left_unfinished() -> None:
 
 def test_bounds_stand_in_limits_and_units_in_names() -> None:
     """A module constant that is a number says its unit or that it is a bound."""
-    unit = re.compile(r"_(S|MS|US|NS|BYTES|BITS|MAX|MIN|TRIES|CHARACTERS)\b|_(S|MS|BYTES|BITS|CHARACTERS)_(MAX|MIN)$|^(PAGE|EXIT_|_LOCAL|_REMOTE)|COST|LEVEL|VERSION|WIDTH|MODE|DEPTH|COUNT|ENTRIES|KEYS|SIZE|DIGITS|EXPONENT|PORT")
+    unit = re.compile(
+        r"_(S|MS|US|NS|BYTES|BITS|MAX|MIN|TRIES|CHARACTERS)\b|_(S|MS|BYTES|BITS|CHARACTERS)_(MAX|MIN)$|^(PAGE|EXIT_|_LOCAL|_REMOTE)|COST|LEVEL|VERSION|WIDTH|MODE|DEPTH|COUNT|ENTRIES|KEYS|SIZE|DIGITS|EXPONENT|PORT"
+    )
     found = []
     for path in SOURCES:
         for node in ast.parse(path.read_text("utf-8")).body:

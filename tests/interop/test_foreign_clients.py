@@ -96,9 +96,7 @@ def test_joserfc_reads_our_keys(world: World) -> None:
 
 def test_oauth4webapi_under_node_discovers_exchanges_and_validates(world: World) -> None:
     given = {"issuer": world.broker.issuer("prod"), "token": world.token(), "audience": API}
-    done = node(
-        [str(NODE / "exchange.mjs"), json.dumps(given)], return_completed_process=True, capture_output=True, text=True
-    )
+    done = node([str(NODE / "exchange.mjs"), json.dumps(given)], return_completed_process=True, capture_output=True, text=True)
     assert isinstance(done, subprocess.CompletedProcess)
     assert done.returncode == 0, done.stderr
     claims = json.loads(done.stdout)

@@ -34,7 +34,20 @@ async def github() -> AsyncIterator[OidcIssuer]:
 @pytest.fixture
 async def live(github: OidcIssuer, tmp_path: Path) -> AsyncIterator[Live]:
     async with Live(tmp_path, {"github": github}, limits=Limits(refusals_per_s=100_000)) as running:
+        await watched(running)
         yield running
+
+
+async def watched(live: Live) -> None:
+    """Waits until an edit is heard: nothing else tells when the watch has begun."""
+    first, notes = live.node.policy.current().revision, live.policies / "apis.yaml"
+
+    async def heard() -> bool:
+        notes.write_text(notes.read_text() + "# an edit\n")
+        await asyncio.sleep(0.15)
+        return live.node.policy.current().revision != first
+
+    await until(heard)
 
 
 async def until(holds: Any) -> Any:
@@ -62,7 +75,7 @@ BROKEN = {
     "empty": lambda tree: (tree / RULE).write_text(""),
     "half written": lambda tree: (tree / RULE).write_text((tree / RULE).read_text()[:300]),
     "no issuers": lambda tree: (tree / "issuers.yaml").unlink(),
-    "gone": lambda tree: shutil.rmtree(tree),
+    "gone": shutil.rmtree,
     "a link out of the tree": lambda tree: ((tree / RULE).unlink(), (tree / RULE).symlink_to("/etc/passwd")),
 }
 
@@ -110,7 +123,9 @@ async def test_v15_a_new_rule_takes_hold_and_is_recorded_with_both_revisions(liv
 
 async def test_an_env_that_a_reload_brings_opens_with_keys_and_a_revocation_log(live: Live) -> None:
     assert (await live.client.get("/staging/jwks.json")).status_code == 404
-    shutil.copytree(live.policies / "prod", live.policies / "staging")
+    (live.policies / "staging").mkdir()
+    account = (live.policies / RULE).read_text().replace("  ledger: [entries:read]\n", "")
+    (live.policies / "staging" / "svc-payments-deploy.yaml").write_text(account)
     environments = live.policies / "environments.yaml"
     environments.write_text(environments.read_text() + "  staging: {max_ttl: 1h, issuers: [github]}\n")
 
@@ -132,7 +147,7 @@ async def test_an_env_that_a_reload_brings_opens_with_keys_and_a_revocation_log(
 
 
 async def test_f15_no_decision_mixes_two_trees_under_a_storm_of_edits(live: Live) -> None:
-    """Odd trees let `blue` in for `deploy:write`, even ones `green` for `releases:read`: never one's claim with the other's scope."""
+    """One tree lets `blue` in for `deploy:write`, the other `green` for `releases:read`: never one's claim, the other's scope."""
     file = live.policies / RULE
     base = file.read_text().replace("  ledger: [entries:read]\n", "")
     versions = [
@@ -159,7 +174,8 @@ async def test_f15_no_decision_mixes_two_trees_under_a_storm_of_edits(live: Live
             assert (colour, scope) in {("blue", "deploy:write"), ("green", "releases:read")} or answer.status_code == 400
 
     editing = asyncio.create_task(edit())
-    asking = [asyncio.create_task(ask(colour, scope)) for colour in ("blue", "green") for scope in ("deploy:write", "releases:read")]
+    pairs = [(colour, scope) for colour in ("blue", "green") for scope in ("deploy:write", "releases:read")]
+    asking = [asyncio.create_task(ask(*pair)) for pair in pairs]
     issued: list[dict[str, Any]] = []
 
     async def enough() -> bool:

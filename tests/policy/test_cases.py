@@ -45,14 +45,14 @@ def test_the_story_of_the_demo_holds(tree: Tree) -> None:
     pull = TAG | {"ref": "refs/pull/7/merge", "event_name": "pull_request"}
     refused = outcome(tree, workload(tree, "github", **pull), asked)
     assert isinstance(refused, ClaimsNotSatisfied)
-    assert set(refused.claims) == {"ref", "environment", "event_name"}
+    assert set(refused.names) == {"ref", "environment", "event_name"}
     staging = outcome(tree, workload(tree, "github", **TAG, environment="staging"), asked)
     assert isinstance(staging, ClaimsNotSatisfied)
-    assert staging.claims == ("environment",)
+    assert staging.names == ("environment",)
     more = request(audience="payments", scope="releases:delete")
     fewer = outcome(tree, workload(tree, "github", **TAG, environment="production"), more)
     assert isinstance(fewer, ScopeNotGranted)
-    assert fewer.scopes == ("deploy:write",)
+    assert fewer.names == ("deploy:write",)
 
 
 def test_a_test_that_fails_says_what_came_instead(tmp_path: Path) -> None:

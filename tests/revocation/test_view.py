@@ -70,7 +70,9 @@ def test_a_lifted_rule_covers_nobody_and_the_others_stay() -> None:
 
 
 def test_an_entry_with_members_of_a_newer_version_covers() -> None:
-    newer = parse_entry('{"act":"revoke","at":1,"by":"x","id":"r9","reason":"","selectors":{"service_account":"svc-b"},"unless":{}}')
+    newer = parse_entry(
+        '{"act":"revoke","at":1,"by":"x","id":"r9","reason":"","selectors":{"service_account":"svc-b"},"unless":{}}'
+    )
     assert covering(newer) == ["r9"]
 
 

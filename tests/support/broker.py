@@ -1,10 +1,10 @@
 """A whole broker as a process of its own: `broker serve` on a folder, and what a client sends to it.
 
-    with Broker(folder, policies) as broker:
-        broker.url, broker.issuer("prod")
-        broker.exchange(token, audience="payments", scope="deploy:write")      an httpx2.Response
-        broker.records(request_id=…)                                           audit records, by the command line
-        broker.run("revoke", …)                                                a command against the same folder
+with Broker(folder, policies) as broker:
+    broker.url, broker.issuer("prod")
+    broker.exchange(token, audience="payments", scope="deploy:write")      an httpx2.Response
+    broker.records(request_id=…)                                           audit records, by the command line
+    broker.run("revoke", …)                                                a command against the same folder
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def free_port() -> int:
 class Broker:
     """One `broker serve`."""
 
-    def __init__(self, data: Path, policies: Path, *arguments: str, env: dict[str, str] | None = None, port: int | None = None) -> None:
+    def __init__(
+        self, data: Path, policies: Path, *arguments: str, env: dict[str, str] | None = None, port: int | None = None
+    ) -> None:
         self.data = data
         self.policies = policies
         self.arguments = arguments
@@ -101,12 +103,19 @@ class Broker:
     def exchange(self, token: str, env: str = "prod", act: str = "token", **form: Any) -> httpx2.Response:
         """One exchange of a subject token."""
         base = {"grant_type": oauth.GRANT_TOKEN_EXCHANGE, "subject_token": token, "subject_token_type": oauth.TOKEN_TYPE_ID_TOKEN}
-        return self.client.post(f"/{env}/{act}", data={name: value for name, value in {**base, **form}.items() if value is not None})
+        return self.client.post(
+            f"/{env}/{act}", data={name: value for name, value in {**base, **form}.items() if value is not None}
+        )
 
     def run(self, *arguments: str, check: bool = True, input: str | None = None) -> subprocess.CompletedProcess[str]:
         """A command against the same folder."""
         done = subprocess.run(
-            [sys.executable, "-m", "broker", *arguments], env=self.environment, capture_output=True, text=True, check=False, input=input
+            [sys.executable, "-m", "broker", *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            input=input,
         )
         assert not check or done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

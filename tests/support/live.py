@@ -43,13 +43,14 @@ PAYMENTS = {"audience": "payments", "scope": "deploy:write"}
 
 
 class Clock:
-    """The true time, moved by `ahead_s`."""
+    """The true time, moved by `ahead_s`, or standing still at `stopped_at`."""
 
     def __init__(self) -> None:
         self.ahead_s = 0.0
+        self.stopped_at: float | None = None
 
     def __call__(self) -> float:
-        return time.time() + self.ahead_s
+        return time.time() + self.ahead_s if self.stopped_at is None else self.stopped_at
 
 
 class Live:

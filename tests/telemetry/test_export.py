@@ -8,11 +8,15 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import httpx2
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from broker.config import Limits
 from broker.protocol import oauth
@@ -21,6 +25,7 @@ from tests.support.issuer import OidcIssuer, in_thread
 from tests.support.otlp import Otlp
 from tests.support.tree import write_tree
 
+T = TypeVar("T")
 FOREIGN_TRACE, FOREIGN_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{FOREIGN_TRACE}-{FOREIGN_SPAN}-01"
 STAGES = ["exchange", "authenticate", "decide", "prepare", "commit", "issue"]
@@ -44,6 +49,12 @@ def exchange(broker: Broker, issuer: OidcIssuer, scope: str = "deploy:write", **
     return broker.client.post("/prod/token", data=form, headers=headers)
 
 
+def at_once(work: Callable[[str], T], names: Iterable[str]) -> list[T]:
+    """Brokers that wait for a collector wait together."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(work, names))
+
+
 def trace_id(answer: httpx2.Response) -> str:
     return answer.headers["traceresponse"].split("-")[1]
 
@@ -53,60 +64,67 @@ def dropped(broker: Broker) -> float:
     return float(found[1]) if found else 0.0
 
 
-def test_every_stage_is_a_span_below_the_exchange(tmp_path: Path, issuer: OidcIssuer) -> None:
-    with Otlp() as otlp, broker_for(tmp_path, issuer, otlp.url) as broker:
-        issued = exchange(broker, issuer, traceparent=TRACEPARENT, tracestate="vendor=1")
-        refused = exchange(broker, issuer, scope="nothing")
-        spans = otlp.wait_for(trace_id(issued))
-        assert [span.name for span in spans] == STAGES
-        root, *stages = spans
-        assert root.span_id.hex() == issued.headers["traceresponse"].split("-")[2]
-        assert {span.parent_span_id for span in stages} == {root.span_id}
-        assert len({span.span_id for span in spans}) == len(spans)
-        for earlier, later in zip(stages, stages[1:], strict=False):
-            assert earlier.end_time_unix_nano <= later.start_time_unix_nano, f"{later.name} began before {earlier.name} ended"
-        assert root.start_time_unix_nano <= stages[0].start_time_unix_nano
-        assert stages[-1].end_time_unix_nano <= root.end_time_unix_nano
-        # A stranger's context is a link and no parent: it decides neither our ids nor what is sampled.
-        assert root.parent_span_id == b""
-        assert [(link.trace_id.hex(), link.span_id.hex()) for link in root.links] == [(FOREIGN_TRACE, FOREIGN_SPAN)]
-        record = broker.records(request_id=issued.headers["x-request-id"])[0]
-        assert record["trace_id"] == trace_id(issued)
-        attributes = {attribute.key: attribute.value for attribute in root.attributes}
-        assert attributes["broker.outcome"].string_value == "issued"
-        assert [span.name for span in otlp.wait_for(trace_id(refused))] == STAGES[:3], "absent means not reached"
-
-
-@pytest.mark.parametrize("setting", ["parent", "ignore"])
-def test_a_trusted_callers_context_is_the_parent_where_the_setting_says_so(setting: str, tmp_path: Path, issuer: OidcIssuer) -> None:
-    with Otlp() as otlp, broker_for(tmp_path, issuer, otlp.url, BROKER_TRACE_CONTEXT=setting) as broker:
-        answer = exchange(broker, issuer, traceparent=TRACEPARENT)
-        root = otlp.wait_for(trace_id(answer))[0]
-        assert not root.links
-        if setting == "parent":
-            assert (trace_id(answer), root.parent_span_id.hex()) == (FOREIGN_TRACE, FOREIGN_SPAN)
-        else:
-            assert trace_id(answer) != FOREIGN_TRACE
-            assert root.parent_span_id == b""
-
-
-@pytest.mark.parametrize("hostile", [
-    "00-00000000000000000000000000000000-00f067aa0ba902b7-01", "ff-" + TRACEPARENT[3:], "00-" + "x" * 60, "x" * 8_000, TRACEPARENT.upper(),
-], ids=["zeros", "version ff", "no hex", "long", "capitals"])
-def test_u12_a_context_that_is_none_is_ignored(hostile: str, shared: tuple[Broker, Otlp], issuer: OidcIssuer) -> None:
-    broker, otlp = shared
-    answer = exchange(broker, issuer, traceparent=hostile, tracestate="y" * 10_000, baggage="z" * 5_000)
-    assert answer.status_code == 200
-    root = otlp.wait_for(trace_id(answer))[0]
-    assert not root.links
-    assert root.parent_span_id == b""
-    assert "y" * 100 not in str(root)
-
-
 @pytest.fixture(scope="module")
 def shared(issuer: OidcIssuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Broker, Otlp]]:
     with Otlp() as otlp, broker_for(tmp_path_factory.mktemp("export"), issuer, otlp.url) as broker:
         yield broker, otlp
+
+
+def test_every_stage_is_a_span_below_the_exchange(shared: tuple[Broker, Otlp], issuer: OidcIssuer) -> None:
+    broker, otlp = shared
+    issued = exchange(broker, issuer, traceparent=TRACEPARENT, tracestate="vendor=1")
+    refused = exchange(broker, issuer, scope="nothing")
+    spans = otlp.wait_for(trace_id(issued))
+    assert [span.name for span in spans] == STAGES
+    root, *stages = spans
+    assert root.span_id.hex() == issued.headers["traceresponse"].split("-")[2]
+    assert {span.parent_span_id for span in stages} == {root.span_id}
+    assert len({span.span_id for span in spans}) == len(spans)
+    for earlier, later in pairwise(stages):
+        assert earlier.end_time_unix_nano <= later.start_time_unix_nano, f"{later.name} began before {earlier.name} ended"
+    assert root.start_time_unix_nano <= stages[0].start_time_unix_nano
+    assert stages[-1].end_time_unix_nano <= root.end_time_unix_nano
+    # A stranger's context is a link and no parent: it decides neither our ids nor what is sampled.
+    assert root.parent_span_id == b""
+    assert [(link.trace_id.hex(), link.span_id.hex()) for link in root.links] == [(FOREIGN_TRACE, FOREIGN_SPAN)]
+    record = broker.records(request_id=issued.headers["x-request-id"])[0]
+    assert record["trace_id"] == trace_id(issued)
+    attributes = {attribute.key: attribute.value for attribute in root.attributes}
+    assert attributes["broker.outcome"].string_value == "issued"
+    assert [span.name for span in otlp.wait_for(trace_id(refused))] == STAGES[:3], "absent means not reached"
+
+
+def test_a_trusted_callers_context_is_the_parent_where_the_setting_says_so(tmp_path: Path, issuer: OidcIssuer) -> None:
+    def root_under(setting: str) -> tuple[str, Span]:
+        with Otlp() as otlp, broker_for(tmp_path / setting, issuer, otlp.url, BROKER_TRACE_CONTEXT=setting) as broker:
+            answer = exchange(broker, issuer, traceparent=TRACEPARENT)
+            return trace_id(answer), otlp.wait_for(trace_id(answer))[0]
+
+    (adopted, child), (own, root) = at_once(root_under, ("parent", "ignore"))
+    assert (adopted, child.parent_span_id.hex(), list(child.links)) == (FOREIGN_TRACE, FOREIGN_SPAN, [])
+    assert own != FOREIGN_TRACE
+    assert (root.parent_span_id, list(root.links)) == (b"", [])
+
+
+HOSTILE = (
+    "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+    "ff-" + TRACEPARENT[3:],
+    "00-" + "x" * 60,
+    "x" * 8_000,
+    TRACEPARENT.upper(),
+)
+
+
+def test_u12_a_context_that_is_none_is_ignored(shared: tuple[Broker, Otlp], issuer: OidcIssuer) -> None:
+    broker, otlp = shared
+    long = {"tracestate": "y" * 10_000, "baggage": "z" * 5_000}
+    answers = [exchange(broker, issuer, traceparent=hostile, **long) for hostile in HOSTILE]
+    for answer in answers:
+        assert answer.status_code == 200
+        root = otlp.wait_for(trace_id(answer))[0]
+        assert not root.links
+        assert root.parent_span_id == b""
+        assert "y" * 100 not in str(root)
 
 
 class BlackHole:
@@ -132,23 +150,22 @@ class BlackHole:
                 self.held.append(self._listener.accept()[0])
 
 
-@pytest.mark.parametrize("kind", ["dead", "black hole", "full"])
-def test_v16_f14_a_collector_that_fails_changes_nothing_but_a_count(kind: str, tmp_path: Path, issuer: OidcIssuer) -> None:
-    """Exchanges pass, what is dropped is counted, and the process ends within its grace period."""
-    with contextlib.ExitStack() as stack:
-        urls = {
-            "dead": lambda: "http://127.0.0.1:9",
-            "black hole": lambda: stack.enter_context(BlackHole()).url,
-            "full": lambda: stack.enter_context(Otlp(status=429)).url,
-        }
-        broker = stack.enter_context(broker_for(tmp_path, issuer, urls[kind]()))
-        for _ in range(10):
-            assert exchange(broker, issuer).status_code == 200
-        deadline = time.monotonic() + SOON_S
-        while not dropped(broker):
-            assert time.monotonic() < deadline, "what was dropped is counted nowhere"
-            assert exchange(broker, issuer).status_code == 200
-            time.sleep(0.05)
-        begun = time.monotonic()
-        assert broker.stop() == 0
-        assert time.monotonic() - begun < Limits().shutdown_s_max
+def test_v16_f14_a_collector_that_fails_changes_nothing_but_a_count(tmp_path: Path, issuer: OidcIssuer) -> None:
+    """Dead, a black hole, full: exchanges pass, what is dropped is counted, the process ends within its grace period."""
+
+    def endure(kind: str) -> tuple[int | None, bool]:
+        broker = broker_for(tmp_path / kind, issuer, urls[kind])
+        with broker:
+            for _ in range(10):
+                assert exchange(broker, issuer).status_code == 200
+            deadline = time.monotonic() + SOON_S
+            while not dropped(broker):
+                assert time.monotonic() < deadline, f"{kind}: what was dropped is counted nowhere"
+                assert exchange(broker, issuer).status_code == 200
+                time.sleep(0.05)
+            begun = time.monotonic()
+            return broker.stop(), time.monotonic() - begun < Limits().shutdown_s_max
+
+    with BlackHole() as hole, Otlp(status=429) as full:
+        urls = {"dead": "http://127.0.0.1:9", "hole": hole.url, "full": full.url}
+        assert list(at_once(endure, urls)) == [(0, True)] * 3

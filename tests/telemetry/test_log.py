@@ -12,12 +12,15 @@ from broker.telemetry import log, trace
 TOKEN = "eyJhbGciOiJSUzI1NiIsImtpZCI6IjEifQ.eyJzdWIiOiJyZXBvOmFjbWUvcGF5bWVudHMifQ.c2lnbmF0dXJl"
 
 
-@pytest.mark.parametrize("write", [
-    pytest.param(lambda: log.get("x").warning("refused", token=TOKEN), id="as a fact"),
-    pytest.param(lambda: log.get("x").warning(f"refused {TOKEN}"), id="as words"),
-    pytest.param(lambda: logging.getLogger("library").warning("bad token %s", TOKEN), id="by a library"),
-    pytest.param(lambda: log.get("x").warning("refused", cause=ValueError(TOKEN)), id="in an error"),
-])
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(lambda: log.get("x").warning("refused", token=TOKEN), id="as a fact"),
+        pytest.param(lambda: log.get("x").warning(f"refused {TOKEN}"), id="as words"),
+        pytest.param(lambda: logging.getLogger("library").warning("bad token %s", TOKEN), id="by a library"),
+        pytest.param(lambda: log.get("x").warning("refused", cause=ValueError(TOKEN)), id="in an error"),
+    ],
+)
 def test_a_token_never_reaches_a_log_line(write, capsys) -> None:
     log.configure("info")
     write()

@@ -42,7 +42,21 @@ def as_the_sdk_would(made: trace.Trace, ended_ns: int, error: str) -> bytes:
     for number, (name, start, end) in enumerate(made.marks):
         context = SpanContext(made.trace_id, (made.span_id + 1 + number) % 2**64, is_remote=False)
         spans.append(
-            ReadableSpan(name, context, root, RESOURCE, None, (), (), SpanKind.INTERNAL, None, Status(), start + offset, end + offset, scope)
+            ReadableSpan(
+                name,
+                context,
+                root,
+                RESOURCE,
+                None,
+                (),
+                (),
+                SpanKind.INTERNAL,
+                None,
+                Status(),
+                start + offset,
+                end + offset,
+                scope,
+            )
         )
     return encode_spans(spans).SerializeToString(deterministic=True)
 

@@ -80,19 +80,39 @@ async def test_tx_01_only_post(method: str, path: str, live: Live) -> None:
     assert await live.raw.xlen("broker:{prod}:audit") == before, "a method that is not taken had an effect"
 
 
-@pytest.mark.parametrize("content_type", [
-    FORM, f"{FORM};charset=utf-8", f"{FORM}; charset=UTF-8", f'{FORM}; Charset="utf-8"', FORM.upper(), f"{FORM} ; charset=utf-8",
-])
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        FORM,
+        f"{FORM};charset=utf-8",
+        f"{FORM}; charset=UTF-8",
+        f'{FORM}; Charset="utf-8"',
+        FORM.upper(),
+        f"{FORM} ; charset=utf-8",
+    ],
+)
 async def test_tx_03_media_types_that_are_a_form(content_type: str, live: Live) -> None:
     assert (await post(live, form(live), content_type=content_type)).status_code == 200
 
 
-@pytest.mark.parametrize("content_type", [
-    "", "text/plain", "application/json", "multipart/form-data; boundary=x", f"{FORM}; charset=latin-1",
-    f"{FORM}; charset=utf-16", f"{FORM}; boundary=x", f"{FORM}; charset=utf-8; charset=utf-8", f"{FORM}, {FORM}",
-    f"{FORM}x", "application/x-www-form",
-    f"{FORM}; charset=utf-7", f"text/{FORM}",
-])
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "",
+        "text/plain",
+        "application/json",
+        "multipart/form-data; boundary=x",
+        f"{FORM}; charset=latin-1",
+        f"{FORM}; charset=utf-16",
+        f"{FORM}; boundary=x",
+        f"{FORM}; charset=utf-8; charset=utf-8",
+        f"{FORM}, {FORM}",
+        f"{FORM}x",
+        "application/x-www-form",
+        f"{FORM}; charset=utf-7",
+        f"text/{FORM}",
+    ],
+)
 async def test_tx_03_every_other_media_type_is_a_415(content_type: str, live: Live) -> None:
     answer = await post(live, form(live), content_type=content_type)
     assert answer.status_code == 415
@@ -100,9 +120,18 @@ async def test_tx_03_every_other_media_type_is_a_415(content_type: str, live: Li
     assert answer.json()["error"] == oauth.INVALID_REQUEST
 
 
-@pytest.mark.parametrize(("coding", "status"), [
-    ("identity", 200), ("gzip", 415), ("deflate", 415), ("br", 415), ("gzip, identity", 415), ("x", 415), ("aws-chunked", 415),
-])
+@pytest.mark.parametrize(
+    ("coding", "status"),
+    [
+        ("identity", 200),
+        ("gzip", 415),
+        ("deflate", 415),
+        ("br", 415),
+        ("gzip, identity", 415),
+        ("x", 415),
+        ("aws-chunked", 415),
+    ],
+)
 async def test_tx_03_h09_a_packed_body_is_never_unpacked(coding: str, status: int, live: Live) -> None:
     assert (await post(live, form(live), content_encoding=coding)).status_code == status
 

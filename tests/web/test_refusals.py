@@ -125,7 +125,8 @@ async def test_a_stranger_hears_the_same_answer_whatever_stands_behind_it(live: 
         covered = await asks(live, {"repository_id": "9", "repository_owner_id": "555"})
         assert without_ids(covered) == expected
         record = await live.record(covered)
-        assert (record["reason"], record["revocation"]) == ("revoked", [revocation]), "the record is exact where the answer is not"
+        exact = (record["reason"], record["revocation"])
+        assert exact == ("revoked", [revocation]), "the record is exact where the answer is not"
         assert record["service_account"] == "svc-org"
     finally:
         await live.lift(revocation)
@@ -294,6 +295,7 @@ async def test_a_wrong_audience_is_told_the_right_one(live: Live) -> None:
 
 
 # The owner
+
 
 async def test_the_owner_sees_rule_claim_expected_and_seen(live: Live) -> None:
     answer = await asks(live, {**OWN, "environment": "staging-7", "ref": "refs/heads/main"})
