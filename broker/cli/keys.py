@@ -36,7 +36,7 @@ def list_command(envs: tuple[str, ...], limit: int, as_json: bool, **given: Any)
 
 @keys.command(
     "rotate",
-    epilog="Examples: broker keys rotate --env prod --reason 'yearly' · broker keys rotate -e prod --fresh --yes --reason 'INC-9'",
+    epilog="Examples: broker keys rotate --env prod --reason yearly · broker keys rotate -e prod --fresh --yes --reason 'INC-9'",
 )
 @click.option("-e", "--env", "env", required=True, metavar="ENV", help="Whose keys.")
 @click.option("--fresh", is_flag=True, help="Use a pair that was never published: for a key-encryption key that may have leaked.")
