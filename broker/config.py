@@ -98,7 +98,7 @@ class Limits:
     finding_characters_max: int = 256
     pin_keys_max: int = 1_024  # index entries of one rule: two `in` lists multiply
     policy_debounce_ms: int = 50  # changes so close together are one reload
-    policy_relink_ms: int = 2_000  # a policy folder that is a link may lead elsewhere; no event tells
+    policy_relink_ms: int = 500  # a policy folder that is a link may lead elsewhere; no event tells
 
 
 @dataclass(frozen=True, slots=True)

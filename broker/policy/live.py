@@ -116,9 +116,12 @@ class LivePolicy:
             recursive=True,
             ignore_permission_denied=True,
         )
+        fresh = True
         async for change in changes:
-            if change:
+            # The first time in any case: an edit between the last look and the start of watching makes no event.
+            if change or fresh:
                 await self.reload()
+            fresh = False
             if self._folder.resolve() != place or not place.is_dir():
                 return
 

@@ -14,13 +14,21 @@ from typing import Any
 import uvicorn
 
 from broker.config import Settings
-from broker.web.limits import bounded
+from broker.web.limits import BoundedProtocol, bounded
 
 DRAIN_MARGIN_S = 3  # of shutdown_s_max, kept for the trace exporter and the store
 
 
 class _Server(uvicorn.Server):
     """uvicorn without signal handlers: the worker owns those."""
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ends requests that take too long, and does what uvicorn does ten times a second."""
+        now = asyncio.get_running_loop().time()
+        for connection in tuple(self.server_state.connections):
+            if isinstance(connection, BoundedProtocol):
+                connection.sweep(now)
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
