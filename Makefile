@@ -34,7 +34,7 @@ system:         ## installs or names the programs that tests need
 
 lint: .venv/test ## style and imports
 	@$B/ruff check -q broker tests bench tools
-	@$B/lint-imports --no-timings >/dev/null || $B/lint-imports
+	@$B/lint-imports >/dev/null || $B/lint-imports
 
 types: .venv/test ## the type checker, strict
 	@$B/basedpyright --level error >/tmp/.broker-types 2>&1 || { cat /tmp/.broker-types; exit 1; }
