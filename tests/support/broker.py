@@ -85,7 +85,9 @@ class Broker:
                 break
             with contextlib.suppress(httpx2.TransportError):
                 answer = self.client.get("/readyz")
-                if answer.status_code == 200 and len(answer.json()["workers"]) == self.workers:
+                pids = {worker["pid"] for worker in answer.json()["workers"]}
+                # The workers of a killed parent may still answer for a moment.
+                if answer.status_code == 200 and len(pids) == self.workers and pids <= set(self.worker_pids()):
                     return time.monotonic() - begun
             time.sleep(0.02)
         raise AssertionError(f"the broker is not ready; its log ends:\n{self.log.read_text()[-3000:]}")
@@ -137,7 +139,9 @@ class Broker:
         return [(int(pid), command) for pid, _, command in rows]
 
     def store_pid(self) -> int:
-        return next(pid for pid, command in self.children() if "valkey" in command or "redis" in command)
+        found = [pid for pid, command in self.children() if "valkey" in command or "redis" in command]
+        assert found, f"no store among {self.children()}; the log ends:\n{self.log.read_text()[-2000:]}"
+        return found[0]
 
     def worker_pids(self) -> list[int]:
         return [pid for pid, command in self.children() if "spawn_main" in command]
