@@ -72,7 +72,7 @@ def broker(pool: Pool, port: int, name: str, policies: Path) -> Iterator[Server]
         "BROKER_POLICIES": str(policies),
         "BROKER_PORT": str(port),
         "BROKER_LOG_LEVEL": "warning",
-        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{pool.collector_port}",
+        **({"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{pool.collector_port}"} if pool.collector_port else {}),
     }
     command = [sys.executable, "-m", "broker", "serve"]
     process = subprocess.Popen(command, env=environment)

@@ -21,7 +21,7 @@ from broker.policy.document import Problem, place
 from broker.policy.files import SourceTree
 from broker.policy.index import Index
 from broker.policy.schema import FolderFile, fill
-from broker.policy.tree import Account, Tree
+from broker.policy.tree import Account, Rule, Tree
 
 __all__ = ["Part", "Tree", "compile_tree"]
 
@@ -139,13 +139,14 @@ def _issuers(entries: Mapping[str, Entry], parts: Mapping[str, Part]) -> Issuers
     )
 
 
-def _index(parts: Mapping[str, Part], previous: Tree | None) -> Index:
+def _index(parts: Mapping[str, Part], previous: Tree | None) -> Index[Rule]:
     before = cast("Mapping[str, Part]", previous.parts) if previous is not None else {}
     gone = [part for path, part in before.items() if parts.get(path) is not part]
     new = [part for path, part in parts.items() if before.get(path) is not part]
     removed = [rule for part in gone if part.account is not None for rule in part.account.rules]
     added = [rule for part in new if part.account is not None for rule in part.account.rules]
-    return (previous.index if previous is not None else Index()).replaced(removed, added)
+    known: Index[Rule] = previous.index if previous is not None else Index()
+    return known.replaced(removed, added)
 
 
 def _order(problem: Problem) -> tuple[str, int, int, str]:

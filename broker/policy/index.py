@@ -10,12 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from broker.protocol.claims import ClaimValue
-
-if TYPE_CHECKING:
-    from broker.policy.tree import Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,37 +44,59 @@ class Entry:
     key: tuple[Any, ...]
 
 
+class Indexed(Protocol):
+    """What a rule must say to be found."""
+
+    @property
+    def env(self) -> str:
+        """Its env."""
+        ...
+
+    @property
+    def issuer(self) -> str:
+        """The issuer whose workloads it is about."""
+        ...
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Its places."""
+        ...
+
+
+R = TypeVar("R", bound=Indexed)
+
+
 @dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(Generic[R]):
     """All rules of one env and issuer."""
 
-    table: Mapping[Shape, Mapping[tuple[Any, ...], tuple[Rule, ...]]] = field(default_factory=dict)
+    table: Mapping[Shape, Mapping[tuple[Any, ...], tuple[R, ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
+class Index(Generic[R]):
     """Slots by (env, issuer)."""
 
-    slots: Mapping[tuple[str, str], Slot] = field(default_factory=dict)
+    slots: Mapping[tuple[str, str], Slot[R]] = field(default_factory=dict)
 
-    def candidates(self, env: str, issuer: str, claims: Mapping[str, ClaimValue]) -> tuple[Rule, ...]:
+    def candidates(self, env: str, issuer: str, claims: Mapping[str, ClaimValue]) -> tuple[R, ...]:
         """Every rule that could hold of these claims, and every rule that is the workload's own."""
         slot = self.slots.get((env, issuer))
         if slot is None:
             return ()
-        found: tuple[Rule, ...] = ()
+        found: tuple[R, ...] = ()
         for shape, table in slot.table.items():
             for key in shape.keys(claims):
                 if (rules := table.get(key)) is not None:
                     found = (*found, *(rule for rule in rules if rule not in found)) if found else rules
         return found
 
-    def replaced(self, removed: Iterable[Rule], added: Iterable[Rule]) -> Index:
+    def replaced(self, removed: Iterable[R], added: Iterable[R]) -> Index[R]:
         """An index without some rules and with others; slots that neither touches are shared."""
         gone = {id(rule) for rule in removed}
-        touched: dict[tuple[str, str], dict[Shape, dict[tuple[Any, ...], tuple[Rule, ...]]]] = {}
+        touched: dict[tuple[str, str], dict[Shape, dict[tuple[Any, ...], tuple[R, ...]]]] = {}
 
-        def keyed(rule: Rule, entry: Entry) -> dict[tuple[Any, ...], tuple[Rule, ...]]:
+        def keyed(rule: R, entry: Entry) -> dict[tuple[Any, ...], tuple[R, ...]]:
             where = (rule.env, rule.issuer)
             if where not in touched:
                 table = self.slots.get(where, Slot()).table

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from broker.model import Finding, Issuers
 from broker.policy.condition import Condition
 from broker.policy.document import Problem
-from broker.policy.index import Index
+from broker.policy.index import Entry, Index
 from broker.policy.match import Matcher
 from broker.protocol.claims import ClaimValue
 
@@ -106,7 +106,7 @@ class Rule:
     low_access: Access
     max_ttl_s: int | None
     expires_at: int
-    entries: tuple[Any, ...]
+    entries: tuple[Entry, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +155,7 @@ class Tree:
     envs: Mapping[str, Env]
     apis: Mapping[str, Api]
     accounts: Mapping[tuple[str, str], Account]
-    index: Index
+    index: Index[Rule]
     warnings: tuple[Problem, ...] = ()
     parts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     context: Any = field(default=None, repr=False)

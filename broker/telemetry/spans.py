@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from google.protobuf.internal.encoder import _VarintBytes as varint  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
 from opentelemetry.exporter.otlp.proto.common._internal import _encode_attributes as encode_attributes  # pyright: ignore[reportPrivateUsage]
@@ -21,9 +21,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from broker import __version__
-
-if TYPE_CHECKING:
-    from broker.telemetry.trace import Finished
+from broker.telemetry.marks import Finished
 
 SCOPE_NAME = "broker"
 KINDS_MAX = 512  # outcomes times statuses times errors: far more than there are

@@ -14,8 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import wraps
 from random import getrandbits
 from time import perf_counter_ns
@@ -25,10 +23,11 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import Decision
-from opentelemetry.trace import SpanContext, get_current_span
+from opentelemetry.trace import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from broker.telemetry import metrics
+from broker.telemetry.marks import CURRENT, Finished, Trace
 from broker.telemetry.spans import Encoder
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,40 +46,6 @@ EXPORT_PAUSE_S = 1.0
 COLLECTOR_REST_S = 5.0  # while it lasts, traces are dropped before anything is encoded
 
 _propagator = TraceContextTextMapPropagator()
-
-
-@dataclass(slots=True)
-class Trace:
-    """The marks of one request.  Instants in nanoseconds since the epoch; `marks` are (name, start, end)."""
-
-    trace_id: int
-    span_id: int
-    started_ns: int
-    clock_ns: int
-    foreign: SpanContext | None = None
-    parent_span_id: int = 0
-    marks: list[tuple[str, int, int]] = field(default_factory=list)
-    attributes: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def trace_id_hex(self) -> str:
-        """32 hex digits, as in records and answers."""
-        return f"{self.trace_id:032x}"
-
-    @property
-    def traceresponse(self) -> str:
-        """The answer's `traceresponse` header (W3C Trace Context level 2)."""
-        return f"00-{self.trace_id:032x}-{self.span_id:016x}-01"
-
-    def stages_ms(self) -> dict[str, float]:
-        """Milliseconds of each stage that has ended so far; a stage that ran twice counts in full."""
-        totals: dict[str, float] = {}
-        for name, start, end in self.marks:
-            totals[name] = round(totals.get(name, 0.0) + (end - start) / 1e6, 3)
-        return totals
-
-
-CURRENT: ContextVar[Trace | None] = ContextVar("broker_trace", default=None)
 
 
 def begin(headers: Mapping[str, str] | None = None, incoming: Incoming = "link") -> Trace:
@@ -132,9 +97,6 @@ def stage(name: str) -> Callable[[F], F]:
         return run  # pyright: ignore[reportReturnType]
 
     return decorate
-
-
-Finished = tuple[Trace, int, str]  # a trace, when it ended (perf_counter_ns), what failed it
 
 
 class Tracer:
