@@ -47,12 +47,16 @@ def exchanges(given: argparse.Namespace) -> list[Round]:
         sink = subprocess.Popen(on_core(1, [sys.executable, "-m", "bench.collector", str(collector)]))
         try:
             rounds: list[Round] = []
-            with floor(pool, ports[0]) as low, broker(pool, ports[1], "broker", pool.policies("broker", "allow")) as high:
-                for server in (low, high):
+            with (
+                floor(pool, ports[0], "bare") as low,
+                floor(pool, ports[2], "reading") as middle,
+                broker(pool, ports[1], "broker", pool.policies("broker", "allow")) as high,
+            ):
+                for server in (low, middle, high):
                     measure(server, 8, 1, pool, 0)  # warm
                 for callers in given.callers:
                     for number in range(given.rounds):
-                        for server in (low, high) if number % 2 == 0 else (high, low):
+                        for server in (low, middle, high) if number % 2 == 0 else (high, middle, low):
                             rounds.append(measure(server, callers, given.seconds, pool, 0))
                             print(report.line(rounds[-1]), file=sys.stderr)
             with broker(pool, ports[1], "single-use", pool.policies("single-use", "reject")) as single:

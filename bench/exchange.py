@@ -52,12 +52,12 @@ def on_core(core: int, command: list[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def floor(pool: Pool, port: int) -> Iterator[Server]:
-    process = subprocess.Popen(on_core(0, [sys.executable, "-m", "bench.floor", str(port), str(pool.folder)]))
+def floor(pool: Pool, port: int, kind: str) -> Iterator[Server]:
+    process = subprocess.Popen(on_core(0, [sys.executable, "-m", "bench.floor", str(port), str(pool.folder), kind]))
     try:
         url = f"http://127.0.0.1:{port}/"
         wait(url)
-        yield Server("floor", url, (("server", process.pid),))
+        yield Server("floor" if kind == "bare" else kind, url, (("server", process.pid),))
     finally:
         process.terminate()
         process.wait()

@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from secrets import token_urlsafe
+from urllib.parse import parse_qsl
 
+import msgspec
 import uvicorn
 from joserfc.jwk import ECKey, RSAKey
 from joserfc.jws import JWSRegistry
@@ -20,9 +23,9 @@ HEAD = urlsafe_b64encode(b'{"alg":"ES256","kid":"1","typ":"at+jwt"}')
 CLAIMS = urlsafe_b64encode(json.dumps({f"claim{n}": "x" * 24 for n in range(12)}).encode())
 
 
-def app(folder: Path):
-    verifier = RSAKey.import_key(json.loads((folder / "issuer.json").read_text()))
-    signer = ECKey.generate_key("P-256")
+def bare(folder: Path):
+    """Nothing but the two signatures: the token is cut out of the body by its name, what is signed never changes."""
+    verifier, signer = keys(folder)
 
     async def floor(_scope, receive, send) -> None:
         body = (await receive()).get("body", b"")
@@ -32,17 +35,43 @@ def app(folder: Path):
             raise ValueError("the pool holds a token that does not verify")
         payload = HEAD + b"." + CLAIMS
         issued = payload + b"." + urlsafe_b64encode(ES256.sign(payload, signer))
-        answer = b'{"access_token":"' + issued + b'"}'
-        await send(
-            {"type": "http.response.start", "status": 200, "headers": [*HEADERS, (b"content-length", str(len(answer)).encode())]}
-        )
-        await send({"type": "http.response.body", "body": answer})
+        await answer(send, b'{"access_token":"' + issued + b'"}')
 
     return floor
 
 
+def reading(folder: Path):
+    """The same, with the form, the token and the answer read and written as any token endpoint must."""
+    verifier, signer = keys(folder)
+
+    async def floor(_scope, receive, send) -> None:
+        form = dict(parse_qsl((await receive()).get("body", b"").decode(), strict_parsing=True))
+        signing_input, _, signature = form["subject_token"].encode().rpartition(b".")
+        header, _, payload = signing_input.partition(b".")
+        algorithm = JWSRegistry().get_alg(msgspec.json.decode(urlsafe_b64decode(header))["alg"])
+        if not algorithm.verify(signing_input, urlsafe_b64decode(signature), verifier):
+            raise ValueError("the pool holds a token that does not verify")
+        claims = msgspec.json.decode(urlsafe_b64decode(payload))
+        credential = {"sub": claims["sub"], "aud": form["audience"], "scope": form["scope"], "jti": token_urlsafe(16)}
+        signed = HEAD + b"." + urlsafe_b64encode(msgspec.json.encode(credential))
+        issued = signed + b"." + urlsafe_b64encode(ES256.sign(signed, signer))
+        await answer(send, msgspec.json.encode({"access_token": issued.decode(), "token_type": "Bearer", "expires_in": 600}))
+
+    return floor
+
+
+def keys(folder: Path):
+    return RSAKey.import_key(json.loads((folder / "issuer.json").read_text())), ECKey.generate_key("P-256")
+
+
+async def answer(send, body: bytes) -> None:
+    headers = [*HEADERS, (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
 if __name__ == "__main__":
     uvicorn.run(
-        app(Path(sys.argv[2])), port=int(sys.argv[1]), http="httptools", loop="uvloop", ws="none",
+        {"bare": bare, "reading": reading}[sys.argv[3]](Path(sys.argv[2])), port=int(sys.argv[1]), http="httptools", loop="uvloop", ws="none",
         lifespan="off", log_level="error", access_log=False,
     )  # fmt: skip

@@ -22,6 +22,7 @@ ID_BYTES: Final = 15  # 20 characters after the prefix
 TEXT_CHARACTERS_MAX: Final = 256
 REASONS_MAX: Final = 40
 CUT: Final = "…"
+TOKEN_MARK: Final = "eyJ"  # how every JWT begins: `{"` in base64url
 
 _encoder = msgspec.json.Encoder()
 
@@ -48,7 +49,8 @@ def clean(text: str) -> str:
 
     A token in the wrong place (a client's name, an audience) is cut out: promise 6 holds for other people's mistakes too.
     """
-    text = TOKEN_LIKE.sub("[token]", text)
+    if TOKEN_MARK in text:
+        text = TOKEN_LIKE.sub("[token]", text)
     if not text.isprintable():
         text = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
     return text if len(text) <= TEXT_CHARACTERS_MAX else text[: TEXT_CHARACTERS_MAX - 1] + CUT
@@ -56,18 +58,21 @@ def clean(text: str) -> str:
 
 def base(kind: str, outcome: str, *, env: str, now: float, node: str, reason: str = "") -> dict[str, Any]:
     """The fields that every record has."""
-    body: dict[str, Any] = {"id": new_id(), "time": timestamp(now), "kind": kind, "outcome": outcome}
+    body: dict[str, Any] = {"id": new_id(), "time": timestamp(now), "kind": kind, "outcome": outcome, "env": env, "node": node}
     if reason:
         body["reason"] = reason
-    return body | {"env": env, "node": node}
+    return body
 
 
 def add_request(body: dict[str, Any], request: ExchangeRequest) -> None:
     """Adds what was asked, by whom on the wire."""
     asked: dict[str, Any] = {}
-    for name, value in (("audience", request.audience), ("resource", request.resource), ("scope", request.scope)):
-        if value:
-            asked[name] = [clean(item) for item in value]
+    if request.audience:
+        asked["audience"] = [clean(item) for item in request.audience]
+    if request.resource:
+        asked["resource"] = [clean(item) for item in request.resource]
+    if request.scope:
+        asked["scope"] = [clean(item) for item in request.scope]
     if request.service_account:
         asked["service_account"] = clean(request.service_account)
     if request.ttl_s is not None:
@@ -80,8 +85,11 @@ def add_call(body: dict[str, Any], request_id: str, trace_id: str, client: Clien
     """Adds the ids of the call and where it came from."""
     body["request_id"] = request_id
     body["trace_id"] = trace_id
-    seen = {"address": client.address, "user_agent": clean(client.user_agent), "client_id": clean(client.client_id)}
-    body["client"] = {name: value for name, value in seen.items() if value}
+    body["client"] = seen = {"address": client.address}
+    if client.user_agent:
+        seen["user_agent"] = clean(client.user_agent)
+    if client.client_id:
+        seen["client_id"] = clean(client.client_id)
 
 
 def add_workload(body: dict[str, Any], workload: Workload) -> None:
@@ -91,7 +99,8 @@ def add_workload(body: dict[str, Any], workload: Workload) -> None:
     body["workload"] = {"issuer": workload.iss, "subject": subject, "ids": workload.ids}
     claims = {name: value for name, value in workload.recorded.items() if value is not None}
     # Facts are short already; almost never is there a character to be escaped in any of them.
-    plain = "".join(claims.values()).isprintable()
+    together = "".join(claims.values())
+    plain = together.isprintable() and TOKEN_MARK not in together
     body["claims"] = claims if plain else {name: clean(value) for name, value in claims.items()}
     body["subject_token_sha256"] = workload.token_sha256
     body["subject_token_key_id"] = clean(workload.key_id)
@@ -113,7 +122,7 @@ def add_account(body: dict[str, Any], grant: Grant) -> None:
 def add_grant(body: dict[str, Any], grant: Grant) -> None:
     """Adds which rule of which account said yes, and to what."""
     add_account(body, grant)
-    body["granted"] = {"audience": list(grant.audience), "scope": list(grant.scope), "ttl_s": grant.ttl_s}
+    body["granted"] = {"audience": grant.audience, "scope": grant.scope, "ttl_s": grant.ttl_s}
 
 
 def add_draft(body: dict[str, Any], draft: Draft) -> None:

@@ -93,6 +93,7 @@ async def authenticate(
     _check_audience(payload["aud"], issuer.accepted_audiences(request.env, base_url))
     # 11
     claims = _claims(payload, issuer)
+    _check_ids(payload, issuer, claims)
     # 12
     jti: str | None = payload.get("jti")
     authority = issuer.trust_domain or issuer.url
@@ -102,7 +103,7 @@ async def authenticate(
         iss=issuer.url,
         subject=payload["sub"],
         claims=claims,
-        ids={name: fact(claims[name]) for name in issuer.stable_ids if name in claims},
+        ids={name: value for name, value in _recorded(claims, issuer.stable_ids).items() if value is not None},
         recorded=_recorded(claims, issuer.recorded),
         token_sha256=hashlib.sha256(request.subject_token.encode("ascii")).hexdigest(),
         key_id=key.kid or "",
@@ -179,9 +180,13 @@ def _check_claims(payload: Mapping[str, Any], issuer: Issuer) -> None:
     if "cnf" in payload:
         # RFC 7800 §3: whoever holds the token alone is not who it was made for.
         raise TokenMalformed("the token is bound to a key (cnf), of which no proof was given")
+
+
+def _check_ids(payload: Mapping[str, Any], issuer: Issuer, claims: Mapping[str, ClaimValue]) -> None:
+    """A stable id of another type is no accident: the token is not what its issuer makes."""
     for name in issuer.stable_ids:
-        spec = issuer.claims.get(name)
-        if spec is not None and spec.path and spec.read(payload) is None and _present(payload, spec.path):
+        spec = issuer.claims.get(name) if name not in claims else None
+        if spec is not None and spec.path and _present(payload, spec.path):
             raise TokenMalformed(f"the stable id {name} has another type than its issuer gives it")
 
 

@@ -69,10 +69,12 @@ def pointer(name: str) -> tuple[str, ...]:
 class Reading:
     """How the claims of one issuer are read: made once, for this is on the hot path.
 
-    `plain` are the texts at the top of the payload (short name, member), by far the common case; `others` all the rest.
+    `plain` are the texts at the top of the payload (short name, member), by far the common case; `single` the
+    numbers and booleans there; `others` all the rest.
     """
 
     plain: tuple[tuple[str, str], ...]
+    single: tuple[tuple[str, str, type], ...]
     others: tuple[ClaimSpec, ...]
     families: tuple[ClaimSpec, ...]
 
@@ -82,8 +84,14 @@ class Reading:
         named = {name: ClaimSpec(name, (name,)) for name in REGISTERED} | dict(claims)
         plain = tuple((name, spec.path[0]) for name, spec in named.items() if len(spec.path) == 1 and spec.types == ("string",))
         done = {name for name, _ in plain}
-        others = tuple(spec for name, spec in named.items() if spec.path and name not in done and name != "aud")
-        return cls(plain, others, tuple(families))
+        single = tuple(
+            (name, spec.path[0], PYTHON_TYPES[spec.types[0]])
+            for name, spec in named.items()
+            if len(spec.path) == len(spec.types) == 1 and spec.types[0] in {"integer", "boolean"}
+        )
+        done |= {name for name, _, _ in single} | {"aud"}
+        others = tuple(spec for name, spec in named.items() if spec.path and name not in done)
+        return cls(plain, single, others, tuple(families))
 
     def read(self, payload: Mapping[str, Any]) -> dict[str, ClaimValue]:
         """What rules may look at in a verified payload, under short names.
@@ -98,10 +106,17 @@ class Reading:
             value = member(key)
             if type(value) is str:
                 found[name] = value
+        for name, key, kind in self.single:
+            value = member(key)
+            if type(value) is kind:
+                found[name] = value
         for spec in self.others:
             if (read := spec.read(payload)) is not None:
                 found[spec.name] = read
-        if audience := audience_of(payload):
+        value = member("aud")
+        if type(value) is str:
+            found["aud"] = (value,)
+        elif audience := audience_of(payload):
             found["aud"] = audience
         return found
 

@@ -30,7 +30,7 @@ class Trace:
     @property
     def traceresponse(self) -> str:
         """The answer's `traceresponse` header (W3C Trace Context level 2)."""
-        return f"00-{self.trace_id:032x}-{self.span_id:016x}-01"
+        return f"00-{self.trace_id_hex}-{self.span_id:016x}-01"
 
     def stages_ms(self) -> dict[str, float]:
         """Milliseconds of each stage that has ended so far; a stage that ran twice counts in full."""
