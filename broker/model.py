@@ -14,7 +14,7 @@ from typing import Any, Literal, NewType
 from msgspec import Struct
 
 from broker.protocol.claims import ClaimSpec, ClaimValue, Reading
-from broker.protocol.revocations import Facts
+from broker.protocol.revocations import Facts, fact
 
 UnverifiedToken = NewType("UnverifiedToken", str)
 
@@ -220,7 +220,7 @@ def facts_of(workload: Workload, grant: Grant) -> Facts:
     return Facts(
         service_account=grant.service_account,
         issuer=workload.issuer,
-        subject=workload.subject,
+        subject=fact(workload.subject),
         trust_rule=grant.trust_rule,
         claims=workload.recorded,
     )

@@ -134,7 +134,9 @@ class Node:
     async def _after_reload(self, outcome: ReloadOutcome) -> None:
         """What follows a reload, good or bad: metric, log, record, new envs opened, new issuers warmed."""
         broken = bool(outcome.problems)
-        self.reload_broken = str(outcome.problems[0]) if broken else ""
+        first = outcome.problems[0] if broken else None
+        # A place, not the text: whoever reads /readyz need not be who may read the policy.
+        self.reload_broken = f"the tree on disk does not load: {first.file}:{first.line}:{first.column}" if first else ""
         metrics.POLICY_RELOADS.labels("failed" if broken else "done").inc()
         metrics.POLICY_BROKEN.set(1 if broken else 0)
         if broken:
@@ -168,6 +170,8 @@ class Node:
             found["stopping"] = "this process is ending"
         if self.health is None or not self.health.reachable:
             found["store"] = self.health.detail if self.health else "not looked at yet"
+        elif self._wanted_durability and self.health.durability != self._wanted_durability:
+            found["store"] = f"it promises `{self.health.durability}` now, and `{self._wanted_durability}` is needed"
         for slot, why in self.revocations.closed.items():
             found[f"revocations {slot}"] = why
         for env in self._envs:
@@ -215,11 +219,17 @@ class Node:
             metrics.RECORDS_DROPPED.labels("system").inc()
             log.get("policy").error("a reload could not be recorded", cause=error)
 
+    @property
+    def _wanted_durability(self) -> str:
+        """What the store must promise: the embedded one always syncs to disk."""
+        external = self.settings.store or self.settings.store_url_file
+        return self.settings.durability or ("" if external else "disk")
+
     async def _check_store(self) -> None:
         self.health = await self.store.check()
         if not self.health.reachable:
             raise CannotStart(self.health.detail, "broker doctor")
-        wanted = self.settings.durability
+        wanted = self._wanted_durability
         if wanted and self.health.durability != wanted:
             raise CannotStart(
                 f"the store promises `{self.health.durability}`, and `{wanted}` is asked for", *self.health.problems

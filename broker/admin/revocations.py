@@ -52,7 +52,14 @@ async def revoke(act: Revoke, actor: Actor, revocations: Revocations, now: int, 
     entry = Entry(
         id=act.id, act="revoke", by=actor.name, at=now, reason=act.reason, selectors=dict(act.selectors), until=act.until
     )
-    return await _extend_all(entry, act.envs, revocations, line)
+    numbers = await _extend_all(entry, act.envs, revocations, line)
+    lifted = [env for env in numbers if any(e.lifts == act.id for e in revocations.view(env).entries)]
+    if lifted:
+        raise ActRefused(
+            f"revocation {act.id} was made before and lifted since in {', '.join(lifted)}: nothing is cut off by it",
+            "revoke again without --id",
+        )
+    return numbers
 
 
 async def lift(act: Lift, actor: Actor, revocations: Revocations, now: int, line: RecordLine) -> dict[str, int]:

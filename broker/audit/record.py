@@ -14,15 +14,16 @@ from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
+from msgspec import structs
 
 from broker.model import Client, Draft, ExchangeRequest, Finding, Grant, UnverifiedToken, Workload
+from broker.protocol.revocations import fact
 from broker.telemetry.log import TOKEN_LIKE
 
 ID_BYTES: Final = 15  # 20 characters after the prefix
 TEXT_CHARACTERS_MAX: Final = 256
 REASONS_MAX: Final = 40
 CUT: Final = "…"
-TOKEN_MARK: Final = "eyJ"  # how every JWT begins: `{"` in base64url
 
 _encoder = msgspec.json.Encoder()
 
@@ -49,8 +50,7 @@ def clean(text: str) -> str:
 
     A token in the wrong place (a client's name, an audience) is cut out: promise 6 holds for other people's mistakes too.
     """
-    if TOKEN_MARK in text:
-        text = TOKEN_LIKE.sub("[token]", text)
+    text = TOKEN_LIKE.sub("[token]", text)
     if not text.isprintable():
         text = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
     return text if len(text) <= TEXT_CHARACTERS_MAX else text[: TEXT_CHARACTERS_MAX - 1] + CUT
@@ -95,13 +95,10 @@ def add_call(body: dict[str, Any], request_id: str, trace_id: str, client: Clien
 def add_workload(body: dict[str, Any], workload: Workload) -> None:
     """Adds who asked, once the token has verified."""
     body["issuer"] = workload.issuer
-    body["subject"] = subject = clean(workload.subject)
+    body["subject"] = subject = fact(workload.subject)  # as `revoke --subject` takes it
     body["workload"] = {"issuer": workload.iss, "subject": subject, "ids": workload.ids}
     claims = {name: value for name, value in workload.recorded.items() if value is not None}
-    # Facts are short already; almost never is there a character to be escaped in any of them.
-    together = "".join(claims.values())
-    plain = together.isprintable() and TOKEN_MARK not in together
-    body["claims"] = claims if plain else {name: clean(value) for name, value in claims.items()}
+    body["claims"] = claims  # facts, so fit to be written
     body["subject_token_sha256"] = workload.token_sha256
     body["subject_token_key_id"] = clean(workload.key_id)
 
@@ -134,7 +131,11 @@ def add_draft(body: dict[str, Any], draft: Draft) -> None:
 def add_reasons(body: dict[str, Any], reasons: Sequence[Finding]) -> None:
     """Adds what deciding found, at most REASONS_MAX entries."""
     if reasons:
-        body["reasons"] = reasons[:REASONS_MAX]
+        body["reasons"] = [_fit(finding) for finding in reasons[:REASONS_MAX]]
+
+
+def _fit(finding: Finding) -> Finding:
+    return structs.replace(finding, seen=clean(finding.seen)) if TOKEN_LIKE.search(finding.seen) else finding
 
 
 def encode(body: Mapping[str, Any], bytes_max: int) -> bytes:

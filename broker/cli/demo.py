@@ -76,7 +76,8 @@ async def _keep(stage: Stage, github: DemoIssuer) -> None:
     click.echo(f"  TOKEN=$(curl -s '{github.url}/token?audience={stage.url}/dev')")
     click.echo(
         f"  curl -s {stage.url}/dev/check -d grant_type=urn:ietf:params:oauth:grant-type:token-exchange \\\n"
-        "    -d subject_token_type=urn:ietf:params:oauth:token-type:id_token -d subject_token=$TOKEN -d audience=payments"
+        "    -d subject_token_type=urn:ietf:params:oauth:token-type:id_token -d subject_token=$TOKEN \\\n"
+        "    -d audience=payments -d scope=releases:read"
     )
     click.echo(f"  broker audit tail --data {stage.folder}/data")
     click.echo(f"  broker revoke list {where}")

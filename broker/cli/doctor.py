@@ -31,6 +31,7 @@ from broker.policy.files import read_tree
 from broker.protocol import oauth
 from broker.store.commit import Store, StoreHealth
 from broker.telemetry import log
+from broker.web.supervisor import check_tls
 
 Verdict = Literal["ok", "advice", "bad"]
 SKEW_S_MAX = 2.0
@@ -65,8 +66,19 @@ def doctor(as_json: bool, **given: Any) -> None:
     sys.exit(1 if any(finding.verdict == "bad" for finding in findings) else 0)
 
 
+def _tls(settings: Settings) -> Iterator[FindingOf]:
+    if settings.tls_cert is None:
+        return
+    try:
+        check_tls(settings)
+    except OperatorError as error:
+        yield FindingOf("TLS", "bad", error.detail, "; ".join(error.hints) or "correct the path")
+    else:
+        yield FindingOf("TLS", "ok", f"{settings.tls_cert} and its key")
+
+
 async def _collect(settings: Settings) -> list[FindingOf]:
-    findings = list(_url(settings))
+    findings = [*_url(settings), *_tls(settings)]
     tree = _tree(settings, findings)
     if tree is not None:
         findings += [finding async for finding in _issuers(settings, tree)]

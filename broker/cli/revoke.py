@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from difflib import get_close_matches
 from secrets import token_urlsafe
 from typing import Any
 
@@ -16,7 +17,9 @@ from broker.cli.settings import POLICY, STATE, options, settings_from
 from broker.cli.state import load_policy, open_envs, opened
 from broker.cli.times import Instant
 from broker.config import Settings
+from broker.errors import ActRefused
 from broker.node import local_operator
+from broker.policy.tree import Tree
 from broker.protocol.revocations import Entry, in_force
 
 EXAMPLES = (
@@ -37,6 +40,7 @@ EXAMPLES = (
 )
 @click.option("--reason", default="", metavar="TEXT", help="Why: it stands in the audit log.")
 @click.option("--id", "act_id", default=None, metavar="ID", help="Repeat an act whose outcome was not certain.")
+@click.option("--force", is_flag=True, help="Also for a service account or trust rule that the policy does not know.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines.")
 @options(*STATE, *POLICY)
@@ -63,7 +67,7 @@ def revoke(ctx: click.Context, where: tuple[str, ...], act_id: str | None, yes: 
     confirm(yes, "Cut this off now?")
     until = int(given["until"]) if given["until"] is not None else None
     act = Revoke(id=act_id, selectors=selectors, envs=given["envs"], reason=given["reason"], until=until)
-    results = asyncio.run(_perform(settings_from(given), act))
+    results = asyncio.run(_perform(settings_from(given), act, force=given["force"]))
     _report("REVOKED", act_id, results, as_json, f"undo: broker revoke lift {act_id} --reason TEXT")
 
 
@@ -101,11 +105,14 @@ def list_command(envs: tuple[str, ...], limit: int, as_json: bool, **given: Any)
             )
 
 
-async def _perform(settings: Settings, act: Revoke | Lift) -> dict[str, Any]:
+async def _perform(settings: Settings, act: Revoke | Lift, *, force: bool = False) -> dict[str, Any]:
     async with opened(settings) as state:
-        if not await load_policy(state):
+        if await load_policy(state):
+            if isinstance(act, Revoke) and not force:
+                _refuse_unknown(act, state.node.policy.current())
+        else:
             click.echo("warning: the policy tree does not load, so selectors were not checked against it", err=True)
-        envs = await open_envs(state, act.envs)
+        envs = await open_envs(state, act.envs, rings=False)
         if isinstance(act, Revoke):
             act = Revoke(act.id, act.selectors, envs, act.reason, act.until)
         else:
@@ -113,9 +120,22 @@ async def _perform(settings: Settings, act: Revoke | Lift) -> dict[str, Any]:
         return dict((await state.node.admin.perform(act, local_operator())).results)
 
 
+def _refuse_unknown(act: Revoke, tree: Tree) -> None:
+    """A misspelt name would cut off nobody, and look as if it had."""
+    accounts = {name for _, name in tree.accounts}
+    rules = {rule.name for account in tree.accounts.values() for rule in account.rules}
+    for selector, known in (("service_account", accounts), ("trust_rule", rules)):
+        name = act.selectors.get(selector)
+        if name is not None and name not in known:
+            near = get_close_matches(name, known, n=3)
+            hints = (f"did you mean {', '.join(near)}?",) if near else ()
+            what = selector.replace("_", " ")
+            raise ActRefused(f"the policy knows no {what} `{name}`", *hints, "--force cuts it off all the same")
+
+
 async def _in_force(settings: Settings, envs: tuple[str, ...]) -> list[tuple[str, Entry]]:
     async with opened(settings) as state:
-        chosen = await open_envs(state, envs)
+        chosen = await open_envs(state, envs, rings=False)
         found = [(env, entry) for env in chosen for entry in in_force(state.node.revocations.view(env).entries, time.time())]
     return sorted(found, key=lambda item: item[1].at, reverse=True)
 

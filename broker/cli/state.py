@@ -72,7 +72,7 @@ async def load_policy(state: State) -> bool:
     return not outcome.problems
 
 
-async def open_envs(state: State, wanted: tuple[str, ...]) -> tuple[str, ...]:
+async def open_envs(state: State, wanted: tuple[str, ...], *, rings: bool = True) -> tuple[str, ...]:
     """Opens rings and chains of the envs asked for, by default of all in the store.  Raises `CannotReach` for an unknown env."""
     known = tuple(slot for slot in await state.store.slots() if slot != "system")
     missing = [env for env in wanted if env not in known]
@@ -83,5 +83,6 @@ async def open_envs(state: State, wanted: tuple[str, ...]) -> tuple[str, ...]:
     chosen = wanted or known
     for env in chosen:
         await state.node.revocations.open(env, time.time())
-        await state.node.rings.open(env)
+        if rings:
+            await state.node.rings.open(env)
     return chosen

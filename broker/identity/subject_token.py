@@ -1,15 +1,15 @@
 """A subject token -> the Workload that it vouches for, or a typed refusal.
 
 Called by exchange.py.  Stands on protocol.compact, issuers.py (keys), replay.py.  Not a line of the token is believed before
-step 7; what is read earlier only routes.  On a warm key cache nothing is awaited.
+step 6; what is read earlier only routes.  On a warm key cache nothing is awaited.
 
     1  size and shape: a strict compact JWS with strict JSON inside             TokenMalformed
     2  not one of our own credentials (promise 7)                               OwnCredential
     3  the issuer's entry: exactly this `iss`; for SPIFFE the trust domain      IssuerUnknown
-    4  the kind of token: `typ`, the declared type, SPIFFE's header rules       TokenMalformed
-    5  `alg` is on the entry's list                                             AlgorithmNotAllowed
-    6  the issuer's key of this `kid` for this `alg`                            KeyUnknown, IssuerUnavailable
-    7  the signature                                                            SignatureInvalid
+    4  `alg` is on the entry's list                                             AlgorithmNotAllowed
+    5  the issuer's key of this `kid` for this `alg`                            KeyUnknown, IssuerUnavailable
+    6  the signature                                                            SignatureInvalid
+    7  the kind of token: `typ`, the declared type, SPIFFE's header rules       TokenMalformed
     8  the claims that every token needs, with exact JSON types                 TokenMalformed
     9  times: exp, nbf, iat, age, lifetime                                      TokenExpired and kin, TokenNotYetValid
     10 the audience: nobody but us                                              TokenAudience
@@ -42,7 +42,7 @@ from broker.model import ExchangeRequest, Issuer, Issuers, Workload
 from broker.protocol import oauth
 from broker.protocol.claims import ClaimValue, derive_spiffe
 from broker.protocol.compact import NotCompact, UnverifiedJws, read
-from broker.protocol.revocations import FACT_CHARACTERS_MAX, fact
+from broker.protocol.revocations import fact
 
 # RFC 8725 §3.11: a kind that says what it is (`at+jwt`, `secevent+jwt` …) is none that identifies a workload.
 _TYPES: Final = frozenset({"jwt", "jose"})
@@ -75,15 +75,15 @@ async def authenticate(
     # 3
     issuer = _route(jws, issuers)
     # 4
-    _check_kind(jws, issuer, request.subject_token_type)
-    # 5
     if jws.alg not in issuer.algorithms:
         raise AlgorithmNotAllowed(f"`{issuer.name}` does not sign with this algorithm")
-    # 6
+    # 5
     key = keys.known(issuer, jws.kid, jws.alg) or await keys.find(issuer, jws.kid, jws.alg)
-    # 7
+    # 6
     if not key.verifies(jws.signing_input, jws.signature):
         raise SignatureInvalid(f"the signature is not that of the key which `{issuer.name}` publishes under this kid")
+    # 7: after the signature, so that an unsigned token learns nothing of which issuers are trusted here
+    _check_kind(jws, issuer, request.subject_token_type)
     payload = jws.payload
     # 8
     _check_claims(payload, issuer)
@@ -237,12 +237,7 @@ def _check_audience(audience: str | list[str], accepted: tuple[str, ...]) -> Non
 
 
 def _recorded(claims: Mapping[str, ClaimValue], names: tuple[str, ...]) -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for name in names:
-        value = claims.get(name)
-        # A short text is its own fact.
-        found[name] = value if value is None or (type(value) is str and len(value) <= FACT_CHARACTERS_MAX) else fact(value)
-    return found
+    return {name: fact(value) if (value := claims.get(name)) is not None else None for name in names}
 
 
 def _claims(payload: Mapping[str, Any], issuer: Issuer) -> dict[str, ClaimValue]:

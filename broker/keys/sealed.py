@@ -76,8 +76,14 @@ def key_encryption_key(settings: Settings, *, create: bool = True) -> KeyEncrypt
     """
     path = key_file(settings)
     may_create = create and settings.key_file is None and not settings.store and settings.store_url_file is None
-    if may_create and not path.exists():
-        _create(path)
+    try:
+        if may_create and not path.exists():
+            _create(path)
+    except OSError as error:
+        raise CannotStart(
+            f"the data folder {path.parent} cannot be used: {(error.strerror or 'unknown error').lower()}",
+            "give --data DIR: a folder that this user may write to, or one whose parent it may write to",
+        ) from error
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:

@@ -68,7 +68,8 @@ class Condition:
         """
         seen = [claims.get(name) for name in (*self._typed, *self._tested, *self._mapped)]
         # Texts alone: True and 1 would share a place.
-        if not all(value is None or (type(value) is str and len(value) <= KEPT_CHARACTERS_MAX) for value in seen):
+        short = all(value is None or (type(value) is str and len(value) <= KEPT_CHARACTERS_MAX) for value in seen)
+        if not short or (self.reads_request and sum(map(len, (*audience, *scope))) > KEPT_CHARACTERS_MAX):
             return self._evaluated(claims, audience, scope, env)
         key = (*seen, env, tuple(audience), tuple(scope)) if self.reads_request else tuple(seen)
         verdict = self._verdicts.get(key)

@@ -103,6 +103,8 @@ def _grant(question: Question, offers: Sequence[tuple[Rule, Offer]]) -> Grant:
     rule, offer = offers[0]
     if len(offers) > 1:
         accounts = sorted({each.account for each, _ in offers})
+        if len(accounts) > 1 and not any(is_own(each, question.claims) for each, _ in offers):
+            raise NoRuleMatched(f"several accounts fit, none by an own rule: {', '.join(accounts)}")
         if len(accounts) > 1:
             reasons = [Finding(f"{each.account}/{each.name}", "", True, place=each.place) for each, _ in offers]
             detail = f"several accounts fit: {', '.join(accounts)}"

@@ -103,7 +103,7 @@ class Reading:
             found.update(_members(payload, spec))
         member = payload.get
         for name, key in self.plain:
-            value = member(key)
+            value: Any = member(key)
             if type(value) is str:
                 found[name] = value
         for name, key, kind in self.single:

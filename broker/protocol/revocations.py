@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 SELECTORS: Final = frozenset({"service_account", "issuer", "subject", "claims", "trust_rule"})
 FACT_CHARACTERS_MAX: Final = 256
+# `{` and a quote or white space in base64url, then a dot: the beginning of a compact JWS.  telemetry/log.py knows the same.
+TOKEN_LIKE: Final = re.compile(r"e(?:yJ|yA|w[ko0])[A-Za-z0-9_-]{6,}\.")
 ACTS: Final = frozenset({"birth", "revoke", "lift"})
 
 
@@ -23,8 +26,8 @@ ACTS: Final = frozenset({"birth", "revoke", "lift"})
 class Facts:
     """What a rule can look at: the same at exchange, registration and introspection.
 
-    `issuer` is the entry's name in issuers.yaml; `claims` the issuer's whole recorded set as `fact` gives it, None where the
-    token has no such claim.  A claim that is not in it at all cannot be evaluated.
+    `issuer` is the entry's name in issuers.yaml; `subject` and the values of `claims` are as `fact` gives them.  `claims` holds
+    the issuer's whole recorded set, None where the token has no such claim.  A claim that is not in it cannot be evaluated.
     """
 
     service_account: str
@@ -100,9 +103,14 @@ def parse_entry(text: str) -> Entry:
 
 
 def fact(value: Any) -> str:
-    """A claim's value as facts, records and selectors hold it: text, at most 256 characters, a longer one as its hash."""
+    """A claim's value as facts, records and selectors hold it: what can be written down and typed again, else its hash.
+
+    Hashed are texts over 256 characters, texts that do not print, and what looks like a token (promise 6).
+    """
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text if len(text) <= FACT_CHARACTERS_MAX else "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    if len(text) <= FACT_CHARACTERS_MAX and text.isprintable() and not TOKEN_LIKE.search(text):
+        return text
+    return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def tag(key: bytes, slot: str, n: int, previous: str, entry: str) -> str:
@@ -136,6 +144,8 @@ def _selects(name: str, wanted: Any, selectors: Mapping[str, Any], facts: Facts)
         )
     if not isinstance(wanted, str):
         return True
+    if name == "subject":
+        return facts.subject == fact(wanted)
     return bool(getattr(facts, name) == wanted)
 
 

@@ -32,6 +32,7 @@ class Revocations:
     _views: dict[str, RevocationView] = field(default_factory=dict)
     _closed: dict[str, str] = field(default_factory=dict)
     _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
+    _must_hold: dict[str, Seen] = field(default_factory=dict)
 
     def view(self, slot: str) -> RevocationView:
         """What this node knows of `slot`.  Raises `StoreUnavailable` while the slot is closed or was never read."""
@@ -51,13 +52,16 @@ class Revocations:
         async with self._lock(slot):
             self._closed.pop(slot, None)
             self._views.pop(slot, None)
+            self._must_hold.pop(slot, None)
+            seen = self._witnessed(slot).get(slot)
+            if seen is not None:
+                self._must_hold[slot] = seen
             if isinstance(await self.store.read(slot, None), Unborn):
-                if slot in self._witnessed(slot):
+                if seen is not None:
                     return self._close(slot, "the store holds no revocation log, but this machine has seen one: an older copy?")
                 await self._birth(slot, now)
             await self._follow(slot)
-            seen = self._witnessed(slot).get(slot)
-            if slot in self._views and seen is not None and not self._holds(self._views[slot], seen):
+            if slot in self._views and seen is not None and self._views[slot].position.n < seen.n:
                 self._close(
                     slot, f"the store's log does not hold entry {seen.n} that was seen before: an older copy was restored"
                 )
@@ -123,6 +127,9 @@ class Revocations:
             previous = position.tag if position else ""
             if tag(self.key, slot, item.n, previous, item.text) != item.tag or (position and item.n <= position.n):
                 return self._close(slot, f"entry {item.n} of the revocation log does not verify: wrong key, or tampering")
+            must = self._must_hold.get(slot)
+            if must is not None and item.n >= must.n > (position.n if position else -1) and item.tag != must.tag:
+                return self._close(slot, f"the store shows another entry {must.n} than was seen before: another history")
             try:
                 entries.append(parse_entry(item.text))
             except ValueError:
@@ -139,10 +146,6 @@ class Revocations:
         except ValueError as error:
             self._close(slot, str(error))
             return {slot: Seen(0, "")}
-
-    def _holds(self, view: RevocationView, seen: Seen) -> bool:
-        # The view verifies as a chain from birth; it holds `seen` if it reached that number with that tag, or went past it.
-        return view.position.n > seen.n or (view.position.n == seen.n and view.position.tag == seen.tag)
 
     def _close(self, slot: str, why: str) -> None:
         self._closed[slot] = why

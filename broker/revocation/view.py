@@ -76,7 +76,7 @@ def _keys(entry: Entry) -> tuple[_Key, ...]:
         return ()
     for name in ("service_account", "subject", "trust_rule"):
         if isinstance(selectors.get(name), str):
-            return ((name, selectors[name]),)
+            return ((name, fact(selectors[name]) if name == "subject" else selectors[name]),)
     issuer, claims = selectors.get("issuer"), selectors.get("claims")
     if not isinstance(issuer, str):
         return ()

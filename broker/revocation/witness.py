@@ -30,12 +30,13 @@ class Witness:
     def read(self) -> dict[str, Seen]:
         """What was seen, by slot; empty where no file is.  Raises ValueError on a damaged file: it proves nothing then."""
         try:
-            body = json.loads(self.path.read_text("utf-8"))
+            text = self.path.read_text("utf-8")
         except FileNotFoundError:
             return {}
         try:
+            body = json.loads(text)
             return {slot: Seen(int(seen["n"]), str(seen["tag"])) for slot, seen in body.items()}
-        except (AttributeError, KeyError, TypeError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             hint = "move it away only if you know that the store is the newest copy"
             raise ValueError(f"{self.path} is damaged; {hint}") from None
 

@@ -16,7 +16,8 @@ import structlog
 
 from broker.telemetry.trace import CURRENT
 
-TOKEN_LIKE = re.compile(r"eyJ[A-Za-z0-9_-]{10,}(\.[A-Za-z0-9_-]*){0,4}")
+# The beginning of a compact JWS with all that belongs to it, also where it is cut short.
+TOKEN_LIKE = re.compile(r"e(?:yJ|yA|w[ko0])[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*){1,4}|eyJ[A-Za-z0-9_-]{10,}")
 VALUE_CHARACTERS_MAX = 2_000
 
 
@@ -67,10 +68,19 @@ def _add_trace(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> M
 
 
 def scrub(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Cuts whatever looks like a token out of every text of the event, and bounds its length."""
+    """Cuts whatever looks like a token out of every text of the event, however deep it lies, and bounds its length."""
     for key, value in event.items():
-        if isinstance(value, str):
-            event[key] = TOKEN_LIKE.sub("[token]", value)[:VALUE_CHARACTERS_MAX]
-        elif isinstance(value, BaseException):
-            event[key] = TOKEN_LIKE.sub("[token]", str(value))[:VALUE_CHARACTERS_MAX]
+        event[key] = _scrubbed(value)
     return event
+
+
+def _scrubbed(value: Any, depth: int = 4) -> Any:
+    if isinstance(value, BaseException):
+        value = str(value)
+    if isinstance(value, str):
+        return TOKEN_LIKE.sub("[token]", value)[:VALUE_CHARACTERS_MAX]
+    if isinstance(value, dict) and depth:
+        return {str(name): _scrubbed(inner, depth - 1) for name, inner in value.items()}
+    if isinstance(value, list | tuple) and depth:
+        return [_scrubbed(inner, depth - 1) for inner in value]
+    return value if value is None or isinstance(value, bool | int | float) else TOKEN_LIKE.sub("[token]", str(value))

@@ -32,7 +32,7 @@ def _is_trusted(address: str, trusted: tuple[str, ...]) -> bool:
 
 def _is_address(text: str) -> bool:
     try:
-        ip_address(text)
+        # A scope id (`%eth0`) may be any text, and means nothing to anyone else.
+        return "%" not in text and bool(ip_address(text))
     except ValueError:
         return False
-    return True

@@ -34,6 +34,7 @@ WIRE: Final[Mapping[type[errors.BrokerError], tuple[int, str]]] = {
     errors.Unavailable: (503, oauth.TEMPORARILY_UNAVAILABLE),
 }
 
+LABELS: Final = {"scopes": "open here", "service_accounts": "choose from", "expected_audience": "expected"}
 _SAFE: Final = re.compile(r"[\x20\x21\x23-\x5b\x5d-\x7e]*")  # RFC 6749 §5.2
 
 # RFC 7521 §4.1.1: in the jwt-bearer grant a bad or unacceptable assertion is invalid_grant.
@@ -109,10 +110,13 @@ def envelope(sentence: str, *, issuer: str, request_id: str, trace_id: str) -> b
 
 def _description(error: errors.BrokerError) -> str:
     """The constant sentence, and behind it what may be told: clients show their user this one member, and no other."""
-    more = error.detail if isinstance(error, errors.RequestRejected) else ""
-    for names in error.told.values():
-        more = ", ".join(names) if isinstance(names, list) else str(names)
-    return f"{error.public}: {more}" if more and _SAFE.fullmatch(more) else error.public
+    if isinstance(error, errors.RequestRejected):
+        more = f": {error.detail}" if error.detail else ""
+    else:
+        told = next(iter(error.told.items()), None)
+        names = ", ".join(told[1]) if told and isinstance(told[1], list) else str(told[1]) if told else ""
+        more = f"; {LABELS.get(told[0], told[0])}: {names}" if told and names else ""
+    return error.public + more if _SAFE.fullmatch(more) else error.public
 
 
 def _json(body: Mapping[str, Any]) -> bytes:

@@ -29,6 +29,7 @@ class BoundedProtocol(HttpToolsProtocol):
     limits: ClassVar[Limits] = Limits()
 
     _deadline: float | None = None
+    _full_since: float | None = None
     _body_bytes: int = 0
     _raw_bytes: int = 0
     _late_bytes: int = 0
@@ -135,13 +136,18 @@ class BoundedProtocol(HttpToolsProtocol):
 
         `now` is the loop's time.
         """
+        if not self.flow.write_paused:
+            self._full_since = None
+        elif self._full_since is None:
+            self._full_since = now
+        elif now - self._full_since > self.limits.request_s_max:
+            return self.transport.abort()  # it asks and does not read; closing would wait for it for ever
         if self._deadline is None or now < self._deadline:
-            return
+            return None
         self._deadline = None
         if self._turned:
-            self.transport.close()
-        else:
-            self._write(408)
+            return self.transport.close()
+        return self._write(408)
 
     def _start_clock(self, seconds: float) -> None:
         self._deadline = self.loop.time() + seconds

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from broker.config import Settings
-from broker.errors import CannotStart
+from broker.errors import CannotStart, SettingsInvalid
 from broker.keys.sealed import key_encryption_key
 from broker.store.embedded import EmbeddedStore
 from broker.telemetry import log
@@ -63,6 +64,7 @@ class Supervisor:
     async def run(self) -> None:
         """Serves until a signal says stop.  Raises `CannotStart` and its kin where it cannot begin."""
         key_encryption_key(self.settings)  # made or refused before anything else starts
+        check_tls(self.settings)
         public = await _listen(self.settings.host, self.settings.port)
         self.settings = replace(self.settings, port=public.getsockname()[1])
         loop = asyncio.get_running_loop()
@@ -184,6 +186,24 @@ def _begin(assignment: Assignment) -> _Child:
 def _tell(child: _Child, word: str) -> None:
     with suppress(OSError):
         child.line.send(word)
+
+
+def check_tls(settings: Settings) -> None:
+    """Reads certificate and key once, before any worker would fail on them.  Raises `SettingsInvalid`."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return
+    for flag, file in (("--tls-cert", settings.tls_cert), ("--tls-key", settings.tls_key)):
+        try:
+            file.read_bytes()
+        except OSError as error:
+            raise SettingsInvalid(f"{flag}: {file} cannot be read: {(error.strerror or 'unknown error').lower()}") from error
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.tls_cert, settings.tls_key)
+    except (ssl.SSLError, ValueError) as error:
+        raise SettingsInvalid(
+            f"--tls-cert {settings.tls_cert} and --tls-key {settings.tls_key} are no certificate and its key",
+            "both are PEM files: the whole chain, and the private key of its first certificate, without a passphrase",
+        ) from error
 
 
 async def _listen(host: str, port: int) -> socket.socket:

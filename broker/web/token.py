@@ -158,6 +158,14 @@ def _either(form: Form, name: str, prefixed: str) -> str | None:
 
 def _token(form: Form, grant_type: str) -> tuple[str, str | None]:
     """The subject token and its declared type, whichever grant carries it (RFC 8693 §2.1, RFC 7523 §2.1)."""
+    if ("actor_token" in form) != ("actor_token_type" in form):  # RFC 8693 §2.1: both or neither
+        raise MalformedRequest("actor_token and actor_token_type go together")
+    if "actor_token" in form:
+        raise MalformedRequest("actor_token is not supported here")
+    if _one(form, "requested_token_type") not in {None, oauth.TOKEN_TYPE_ACCESS_TOKEN}:
+        raise MalformedRequest(f"requested_token_type must be {oauth.TOKEN_TYPE_ACCESS_TOKEN}")
+    if "authorization_details" in form:  # ignoring it would grant more than was asked (RFC 9396)
+        raise MalformedRequest("authorization_details is not supported here")
     if grant_type == oauth.GRANT_JWT_BEARER:
         assertion = _one(form, "assertion")
         if assertion is None:
@@ -170,14 +178,6 @@ def _token(form: Form, grant_type: str) -> tuple[str, str | None]:
         raise MalformedRequest("subject_token_type is missing")
     if token_type not in SUBJECT_TOKEN_TYPES:
         raise MalformedRequest(f"subject_token_type must be {oauth.TOKEN_TYPE_ID_TOKEN} or {oauth.TOKEN_TYPE_JWT}")
-    if ("actor_token" in form) != ("actor_token_type" in form):  # RFC 8693 §2.1: both or neither
-        raise MalformedRequest("actor_token and actor_token_type go together")
-    if "actor_token" in form:
-        raise MalformedRequest("actor_token is not supported here")
-    if _one(form, "requested_token_type") not in {None, oauth.TOKEN_TYPE_ACCESS_TOKEN}:
-        raise MalformedRequest(f"requested_token_type must be {oauth.TOKEN_TYPE_ACCESS_TOKEN}")
-    if "authorization_details" in form:  # ignoring it would grant more than was asked (RFC 9396)
-        raise MalformedRequest("authorization_details is not supported here")
     return token, token_type
 
 

@@ -54,6 +54,25 @@ def test_the_same_act_again_is_the_same_act(terminal: Terminal) -> None:
     terminal.types("revoke", "lift", "again-1", "--reason", "done", "--yes")
 
 
+def test_an_act_that_was_lifted_since_does_not_pass_for_done(terminal: Terminal) -> None:
+    act = ("revoke", "--service-account", "svc-payments-deploy", "--env", "prod", *YES, "--id", "lifted-since")
+    assert terminal.types(*act).code == 0
+    assert terminal.types("revoke", "lift", "lifted-since", "--reason", "done", "--yes").code == 0
+    said = terminal.types(*act)
+    assert (said.code, said.out) == (1, "")
+    assert "lifted since" in said.err
+    assert terminal.exchange().status_code == 200
+
+
+def test_a_misspelt_account_cuts_off_nobody_and_says_so(terminal: Terminal) -> None:
+    said = terminal.types("revoke", "--service-account", "svc-paymnts-deploy", *YES)
+    assert said.code == 1
+    assert "did you mean svc-payments-deploy" in said.err
+    forced = terminal.types("revoke", "--service-account", "svc-gone", "--force", *YES, "--id", "forced-1")
+    assert forced.code == 0
+    terminal.types("revoke", "lift", "forced-1", "--reason", "done", "--yes")
+
+
 @pytest.mark.parametrize(("arguments", "code", "says"), [
     pytest.param((), 2, "say what to cut off", id="nothing selected"),
     pytest.param(("--service-account", "x", "--yes"), 2, "--reason is missing", id="no reason"),
@@ -62,7 +81,7 @@ def test_the_same_act_again_is_the_same_act(terminal: Terminal) -> None:
     pytest.param(("--where", "actor=x", *YES), 1, "under its issuer", id="a claim without issuer"),
     pytest.param(("--issuer", "gitlab", *YES), 1, "no issuer is called", id="an unknown issuer"),
     pytest.param(("--issuer", "github", "--where", "nonsense=x", *YES), 1, "not in the recorded set", id="an unrecorded claim"),
-    pytest.param(("--service-account", "x", "--env", "staging", *YES), 3, "no env `staging`", id="an unknown env"),
+    pytest.param(("--service-account", "svc-payments-deploy", "--env", "staging", *YES), 3, "no env `staging`", id="an unknown env"),
     pytest.param(("--service-account", "x", "--until", "soon", *YES), 2, "is no time", id="no time"),
 ])
 def test_what_cannot_be_done_says_why_and_what_would(

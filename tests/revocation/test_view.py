@@ -86,6 +86,14 @@ def test_a_long_value_is_found_by_its_hash() -> None:
     assert covering(rule(issuer="github", claims={"ref": long}), facts=facts) == ["r1"]
 
 
+@pytest.mark.parametrize("subject", ["s" * 400, "line\u2028separator", "eyJhbGciOiJIUzI1NiJ9.e30.x"], ids=["long", "unprintable", "a token"])
+def test_a_subject_is_found_as_it_is_and_as_the_record_shows_it(subject: str) -> None:
+    facts = Facts("svc-a", "github", fact(subject), "r", {})
+    assert covering(rule(subject=subject), facts=facts) == ["r1"]
+    assert covering(rule(subject=fact(subject)), facts=facts) == ["r1"]
+    assert subject not in fact(subject)
+
+
 values = st.sampled_from(["a", "b", "c"])
 selectors = st.fixed_dictionaries(
     {},

@@ -193,6 +193,12 @@ def test_tx_32_requested_token_types_that_are_not_offered(kind: str) -> None:
         read({**GOOD, "requested_token_type": kind})
 
 
+@pytest.mark.parametrize("extra", [{"authorization_details": "[]"}, {"actor_token": "a.b.c"}, {"requested_token_type": "urn:x:unknown"}])
+def test_tx_31_jwt_bearer_ignores_nothing_that_narrows_either(extra: dict[str, str]) -> None:
+    with pytest.raises(errors.MalformedRequest):
+        read({"grant_type": oauth.GRANT_JWT_BEARER, "assertion": "a.b.c", "audience": "payments", "scope": "s", **extra})
+
+
 def test_tx_32_access_token_may_be_requested() -> None:
     assert read({**GOOD, "requested_token_type": oauth.TOKEN_TYPE_ACCESS_TOKEN})
 
