@@ -51,6 +51,8 @@ def search_command(
     found = asyncio.run(_search(settings, Query(envs, since, until, wanted, limit)))
     for record in found:
         click.echo(_shown(record, as_json))
+    if not found:
+        click.echo("no record fits", err=True)
     raise SystemExit(0 if found else 1)
 
 
@@ -105,11 +107,27 @@ def _shown(record: dict[str, Any], as_json: bool) -> str:
         return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
     who = " ".join(part for part in (record.get("issuer", ""), record.get("subject", "")) if part)
     if record.get("act"):
-        count = f" x{record['count']}" if record.get("count") else ""
-        who = f"{record['act']}{count} {record.get('actor', {}).get('name', '')}".strip()
+        who = _act(record)
     account = f" -> {record['service_account']}" if record.get("service_account") else ""
     reason = f" {record['reason']}" if record.get("reason") else ""
     request = f"  {record['request_id']}" if record.get("request_id") else ""
     return (
         f"{record.get('time', '')}  {record.get('env', ''):<8} {record.get('outcome', ''):<12}{reason}  {who}{account}{request}"
     )
+
+
+def _act(record: dict[str, Any]) -> str:
+    """An act in words: what, by whom, to what, why."""
+    target = record.get("target") or {}
+    selected = [f"{name} {value}" for name, value in (target.get("selectors") or {}).items() if name != "claims"]
+    selected += [f"{claim}={value}" for claim, value in ((target.get("selectors") or {}).get("claims") or {}).items()]
+    parts = [
+        record["act"],
+        f"x{record['count']}" if record.get("count") else "",
+        target.get("revocation", ""),
+        ", ".join(selected),
+        f"by {record['actor']['name']}" if record.get("actor") else "",
+        f"({target['reason']})" if target.get("reason") else "",
+        record.get("detail", "") if record.get("outcome") == "failed" else "",
+    ]
+    return " ".join(part for part in parts if part)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from difflib import get_close_matches
 from typing import Any
 
 import click
@@ -72,9 +73,15 @@ def run(arguments: list[str] | None = None) -> None:
         sys.exit(EXIT_INTERRUPTED)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+    except click.exceptions.NoArgsIsHelpError as help_wanted:
+        click.echo(help_wanted.ctx.get_help() if help_wanted.ctx else "")
+        sys.exit(2)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "broker"
-        _say(error.format_message(), (f"{where} --help",))
+        near = ()
+        if isinstance(error, click.exceptions.NoSuchCommand) and where == "broker":
+            near = tuple(f"did you mean broker {name}?" for name in get_close_matches(error.command_name, COMMANDS, n=1))
+        _say(error.format_message(), (*near, f"{where} --help"))
         sys.exit(2)
     except click.ClickException as error:
         _say(error.format_message(), ())

@@ -211,6 +211,8 @@ def _rule(reader: Reader, number: int, entry: RuleEntry, model: AccountFile, con
     if readable and not pins.loads:
         message = "the rule does not say who the workload is"
         reader.tell((*path, "where"), message, f"pin {wanted(issuer.preset, issuer.identity)}")
+    if entry.expires is not None and entry.expires <= context.today:
+        reader.tell((*path, "expires"), "the rule has expired", "move the date, or remove the rule", "warning")
     access = entry.access or model.access
     if entry.access is not None:
         _check_within(reader, (*path, "access"), entry.access, model.access, "the account's access")

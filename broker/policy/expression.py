@@ -208,18 +208,23 @@ def unanchored(pattern: str) -> str:
     if not pattern.startswith("^") or pattern[1:2] in ("*", "+", "?", "{"):
         return "the pattern must start with ^"
     escaped = in_class = False
-    depth = 0
+    depth = first = skip_to = 0
     for index, character in enumerate(pattern):
+        if index < skip_to:
+            continue
         if escaped:
             escaped = False
+        elif in_class and pattern.startswith("[:", index) and ":]" in pattern[index:]:
+            skip_to = pattern.index(":]", index) + 2
         elif character == "\\":
             escaped = True
             if pattern.startswith("\\Q", index):
                 return "a pattern must not quote with \\Q"
         elif in_class:
-            in_class = character != "]" or pattern[index - 1] == "[" or pattern[index - 2 : index] == "[^"
+            in_class = character != "]" or index == first  # a bracket that comes first is one of the members
         elif character == "[":
             in_class = True
+            first = index + (2 if pattern.startswith("^", index + 1) else 1)
         elif character in "()":
             depth += 1 if character == "(" else -1
         elif character == "|" and depth == 0:

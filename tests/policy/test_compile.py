@@ -217,6 +217,7 @@ def test_a_folders_max_ttl_is_the_least_of_all_above(tmp_path: Path) -> None:
         (account("svc-a", rule('{repository_id: "7", ref: "refs/tags/v*"}')), {}, "its signs have no meaning here"),
         (account("svc-a", rule('{repository_id: "7", ref: "^refs$"}')), {}, "its signs have no meaning here"),
         (account("svc-a", GOOD).replace("2027-06-30", "2026-01-01"), {}, "the account has expired"),
+        (account("svc-a", rule('{repository_id: "7"}', more="expires: 2026-01-01")), {}, "the rule has expired"),
         (
             account("svc-a", GOOD),
             {"issuers.yaml": ISSUERS.replace("{preset: github-actions}", "{preset: github-actions, audience: x}")},
