@@ -42,7 +42,7 @@ from broker.model import ExchangeRequest, Issuer, Issuers, Workload
 from broker.protocol import oauth
 from broker.protocol.claims import ClaimValue, derive_spiffe
 from broker.protocol.compact import NotCompact, UnverifiedJws, read
-from broker.protocol.revocations import fact
+from broker.protocol.revocations import fact, facts_from
 
 # RFC 8725 §3.11: a kind that says what it is (`at+jwt`, `secevent+jwt` …) is none that identifies a workload.
 _TYPES: Final = frozenset({"jwt", "jose"})
@@ -103,8 +103,8 @@ async def authenticate(
         iss=issuer.url,
         subject=payload["sub"],
         claims=claims,
-        ids={name: value for name, value in _recorded(claims, issuer.stable_ids).items() if value is not None},
-        recorded=_recorded(claims, issuer.recorded),
+        ids={name: value for name, value in facts_from(claims, issuer.stable_ids).items() if value is not None},
+        recorded=facts_from(claims, issuer.recorded),
         token_sha256=hashlib.sha256(request.subject_token.encode("ascii")).hexdigest(),
         key_id=key.kid or "",
         expires_at=int(payload["exp"]),
@@ -234,10 +234,6 @@ def _check_audience(audience: str | list[str], accepted: tuple[str, ...]) -> Non
     # A token that is also meant for somebody else may have been taken from there (RFC 8725 §3.9).
     if not all(member in accepted for member in members):
         raise TokenAudience(accepted, "aud has a value that is not accepted here")
-
-
-def _recorded(claims: Mapping[str, ClaimValue], names: tuple[str, ...]) -> dict[str, str | None]:
-    return {name: fact(value) if (value := claims.get(name)) is not None else None for name in names}
 
 
 def _claims(payload: Mapping[str, Any], issuer: Issuer) -> dict[str, ClaimValue]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.protocol.revocations import Entry, Facts, covers, fact, in_force, parse_entry, tag
+from broker.protocol.revocations import Entry, Facts, covers, fact, facts_from, in_force, parse_entry, tag
 from broker.revocation.view import view_of
 from broker.store.commit import Position
 
@@ -92,6 +92,12 @@ def test_a_subject_is_found_as_it_is_and_as_the_record_shows_it(subject: str) ->
     assert covering(rule(subject=subject), facts=facts) == ["r1"]
     assert covering(rule(subject=fact(subject)), facts=facts) == ["r1"]
     assert subject not in fact(subject)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from("abcdef"), st.one_of(st.text(max_size=300), st.integers(), st.booleans(), st.just("eyJhbGciOiJub25lIn0.e30."))))
+def test_facts_of_many_claims_are_the_facts_of_each(claims: dict[str, Any]) -> None:
+    assert facts_from(claims, "abcdef") == {name: fact(claims[name]) if name in claims else None for name in "abcdef"}
 
 
 values = st.sampled_from(["a", "b", "c"])
