@@ -65,10 +65,16 @@ async def revoke(act: Revoke, actor: Actor, revocations: Revocations, now: int, 
 async def lift(act: Lift, actor: Actor, revocations: Revocations, now: int, line: RecordLine) -> dict[str, int]:
     """Lifts a rule in every env whose chain holds it.  Raises `ActRefused` if none does."""
     holding: list[str] = []
+    lifted = False
     for env in act.envs:
         await revocations.catch_up(env)
-        if any(entry.id == act.lifts and entry.act == "revoke" for entry in revocations.view(env).entries):
+        entries = revocations.view(env).entries
+        if any(entry.lifts == act.lifts for entry in entries):
+            lifted = True
+        elif any(entry.id == act.lifts and entry.act == "revoke" for entry in entries):
             holding.append(env)
+    if not holding and lifted:
+        raise ActRefused(f"revocation `{act.lifts}` is lifted already")
     if not holding:
         raise ActRefused(f"no revocation `{act.lifts}` is in force here", "broker revoke list")
     entry = Entry(id=act.id, act="lift", by=actor.name, at=now, reason=act.reason, lifts=act.lifts)

@@ -64,6 +64,14 @@ def test_an_act_that_was_lifted_since_does_not_pass_for_done(terminal: Terminal)
     assert terminal.exchange().status_code == 200
 
 
+def test_a_lift_of_what_is_lifted_says_so(terminal: Terminal) -> None:
+    terminal.types("revoke", "--subject", "nobody", *YES, "--id", "lifted-twice")
+    assert terminal.types("revoke", "lift", "lifted-twice", "--reason", "done", "--yes").code == 0
+    again = terminal.types("revoke", "lift", "lifted-twice", "--reason", "done", "--yes")
+    assert (again.code, again.out) == (1, "")
+    assert "lifted already" in again.err
+
+
 def test_a_misspelt_account_cuts_off_nobody_and_says_so(terminal: Terminal) -> None:
     said = terminal.types("revoke", "--service-account", "svc-paymnts-deploy", *YES)
     assert said.code == 1
