@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from broker.audit.record import base, encode
 from broker.config import Limits
-from broker.telemetry import metrics
+from broker.telemetry import log, metrics
 
 Append = Callable[[str, bytes, int], Awaitable[None]]
 _Key = tuple[str, str, str, str, str]
@@ -87,7 +87,9 @@ class RefusalBudget:
         try:
             await self.append(env, encode(body, self.limits.record_bytes_max), int(now))
         except Exception as error:
+            # Every caller that waits hears 503; the log hears why, also where none is left.
             metrics.RECORDS_DROPPED.labels("summary").inc(summary.count)
+            log.get("audit").error("a summary of refusals could not be recorded", env=env, count=summary.count, cause=error)
             for written in summary.waiting:
                 if not written.done():
                     written.set_exception(error)

@@ -121,15 +121,6 @@ class Reading:
         return found
 
 
-def read_claims(
-    payload: Mapping[str, Any],
-    claims: Mapping[str, ClaimSpec],
-    families: Iterable[ClaimSpec] = (),
-) -> dict[str, ClaimValue]:
-    """One reading for identity, policy tests and explain, where none is at hand that was made before."""
-    return Reading.of(claims, families).read(payload)
-
-
 def audience_of(payload: Mapping[str, Any]) -> tuple[str, ...]:
     """`aud` as a tuple of strings (RFC 7519 §4.1.3); empty if it is absent or holds anything but strings."""
     value: Any = payload.get("aud")

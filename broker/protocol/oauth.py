@@ -31,4 +31,3 @@ REPEATABLE: Final = frozenset({"resource", "audience"})  # RFC 8693 §2.1, RFC 8
 CLIENT_AUTHENTICATION: Final = ("client_secret", "client_assertion", "client_assertion_type")  # RFC 6749 §2.3.1, RFC 7521 §4.2
 
 BEARER: Final = "Bearer"
-NOT_APPLICABLE: Final = "N_A"  # RFC 8693 §2.2.1: what was issued is no access token

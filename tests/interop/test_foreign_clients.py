@@ -29,10 +29,11 @@ def verified(world: World, token: str, *, algorithms: tuple[str, ...] = ("ES256"
     return jwt.decode(token, key, algorithms=list(algorithms), audience=audience, issuer=issuer)
 
 
-def test_google_auth_identity_pool_credentials_pointed_at_us(world: World, tmp_path: Path) -> None:
-    subject = tmp_path / "subject-token"
+def pool_credentials(world: World, folder: Path, scope: str) -> identity_pool.Credentials:
+    """google-auth's credentials from an external_account file whose token_url is ours."""
+    subject = folder / "subject-token"
     subject.write_text(world.token())
-    credentials = identity_pool.Credentials.from_info(
+    return identity_pool.Credentials.from_info(
         {
             "type": "external_account",
             "audience": "payments",
@@ -40,25 +41,18 @@ def test_google_auth_identity_pool_credentials_pointed_at_us(world: World, tmp_p
             "token_url": f"{world.broker.issuer('prod')}/token",
             "credential_source": {"file": str(subject)},
         },
-        scopes=["deploy:write"],
+        scopes=[scope],
     )
+
+
+def test_google_auth_identity_pool_credentials_pointed_at_us(world: World, tmp_path: Path) -> None:
+    credentials = pool_credentials(world, tmp_path, "deploy:write")
     credentials.refresh(google.auth.transport.requests.Request())
     assert verified(world, credentials.token)["scope"] == "deploy:write"
 
 
 def test_google_auth_shows_our_refusal_to_its_user(world: World, tmp_path: Path) -> None:
-    subject = tmp_path / "subject-token"
-    subject.write_text(world.token())
-    credentials = identity_pool.Credentials.from_info(
-        {
-            "type": "external_account",
-            "audience": "payments",
-            "subject_token_type": oauth.TOKEN_TYPE_JWT,
-            "token_url": f"{world.broker.issuer('prod')}/token",
-            "credential_source": {"file": str(subject)},
-        },
-        scopes=["everything"],
-    )
+    credentials = pool_credentials(world, tmp_path, "everything")
     with pytest.raises(OAuthError, match="invalid_scope"):
         credentials.refresh(google.auth.transport.requests.Request())
 

@@ -10,7 +10,7 @@ import pytest
 
 from broker import presets
 from broker.presets import PresetInvalid, parse
-from broker.protocol.claims import read_claims
+from broker.protocol.claims import Reading
 
 FORMS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "forms.json").read_text())
 MINIMAL = """
@@ -50,7 +50,7 @@ def text(
 def test_each_preset_loads_and_its_fixture_has_what_is_always_there(name: str) -> None:
     preset = presets.load(name)
     for payload in (preset.fixture.claims, *preset.fixture.variants.values()):
-        found = read_claims(payload, preset.claims, preset.families)
+        found = Reading.of(preset.claims, preset.families).read(payload)
         assert {spec.name for spec in preset.claims.values() if spec.always and spec.path} <= set(found)
         assert not set(preset.required) - set(payload)
     assert preset.dangers

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from broker import presets
-from broker.protocol.claims import ClaimSpec, audience_of, derive_spiffe, pointer, read_claims
+from broker.protocol.claims import ClaimSpec, Reading, audience_of, derive_spiffe, pointer
 
 SPECS = {
     "text": ClaimSpec("text", ("text",)),
@@ -37,21 +37,21 @@ SPECS = {
     ],
 )
 def test_claims_are_read_by_path_and_type(payload: dict[str, Any], found: dict[str, Any]) -> None:
-    assert read_claims(payload, SPECS) == found
+    assert Reading.of(SPECS).read(payload) == found
 
 
 def test_a_family_stands_for_all_claims_with_its_prefix() -> None:
     family = ClaimSpec("prop_*", ("prop_*",), ("string",), family=True)
-    assert read_claims({"prop_a": "x", "prop_b": 1, "propc": "y", "prop_": "z"}, {}, (family,)) == {"prop_a": "x", "prop_": "z"}
+    assert Reading.of({}, (family,)).read({"prop_a": "x", "prop_b": 1, "propc": "y", "prop_": "z"}) == {"prop_a": "x", "prop_": "z"}
     nested = ClaimSpec("tag.*", ("tags", "*"), ("string",), family=True)
-    assert read_claims({"tags": {"team": "x"}}, {}, (nested,)) == {"tag.team": "x"}
-    assert read_claims({"tags": "x"}, {}, (nested,)) == {}
+    assert Reading.of({}, (nested,)).read({"tags": {"team": "x"}}) == {"tag.team": "x"}
+    assert Reading.of({}, (nested,)).read({"tags": "x"}) == {}
 
 
 def test_a_family_never_replaces_a_claim_of_its_own_type() -> None:
     family = ClaimSpec("a*", ("a*",), ("string",), family=True)
-    assert read_claims({"aud": "x"}, {}, (family,))["aud"] == ("x",)
-    assert "aud" not in read_claims({"aud": [1]}, {}, (family,))
+    assert Reading.of({}, (family,)).read({"aud": "x"})["aud"] == ("x",)
+    assert "aud" not in Reading.of({}, (family,)).read({"aud": [1]})
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_spiffe_id_derives_trust_domain_and_path() -> None:
     found = derive_spiffe("spiffe://prod.acme.example/ns/payments/sa/deployer")
     assert found == {"trust_domain": "prod.acme.example", "path": "/ns/payments/sa/deployer"}
     spiffe = presets.load("spiffe")
-    assert "path" not in read_claims({"path": "/forged", "trust_domain": "forged"}, spiffe.claims)
+    assert "path" not in Reading.of(spiffe.claims).read({"path": "/forged", "trust_domain": "forged"})
 
 
 @pytest.mark.parametrize(
