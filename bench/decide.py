@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 from bench.pool import account, claims
+from broker.compiler.compile import Tree, compile_tree
+from broker.compiler.files import read_tree
 from broker.config import Limits
 from broker.model import ExchangeRequest, UnverifiedToken
 from broker.policy.cases import workload_from_claims
-from broker.policy.compile import Tree, compile_tree
 from broker.policy.decide import decide
-from broker.policy.files import read_tree
 
 SIZES = (10, 1_000, 100_000)
 ROUNDS = 9

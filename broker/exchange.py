@@ -36,8 +36,8 @@ from broker.identity.issuers import IssuerKeys
 from broker.identity.subject_token import authenticate
 from broker.keys.rotation import KeyRings
 from broker.model import Client, Draft, ExchangeRequest, Grant, Issued, Workload, WouldIssue, facts_of
-from broker.policy.compile import Tree
 from broker.policy.decide import decide
+from broker.policy.tree import Tree
 from broker.revocation.chain import Revocations
 from broker.revocation.view import RevocationView
 from broker.store.commit import Appended, Commit, Committed, Outcome, ParentRevoked, Replayed, Stale, Store, Unborn

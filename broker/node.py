@@ -19,6 +19,7 @@ from broker.admin.acts import Actor
 from broker.admin.perform import ALL_SCOPES, Admin
 from broker.audit import record
 from broker.audit.refusals import RefusalBudget
+from broker.compiler.live import LivePolicy, ReloadOutcome
 from broker.config import Settings
 from broker.credentials.voids import Voids
 from broker.errors import CannotStart, KeysUnavailable, PolicyInvalid, PolicyUnavailable, StoreUnavailable
@@ -27,7 +28,6 @@ from broker.identity.issuers import IssuerKeys
 from broker.keys.rotation import KeyRings
 from broker.keys.sealed import KeyEncryptionKey
 from broker.model import Issuers
-from broker.policy.live import LivePolicy, ReloadOutcome
 from broker.revocation.chain import Revocations
 from broker.revocation.witness import Witness
 from broker.store.commit import Store, StoreHealth

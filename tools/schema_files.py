@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from broker.policy.schema import schemas
+from broker.compiler.schema import schemas
 
 
 def render() -> dict[str, str]:

@@ -22,12 +22,13 @@ import httpx2
 
 from broker.cli.settings import options, settings_from
 from broker.cli.state import store_url
+from broker.compiler.compile import compile_tree
+from broker.compiler.files import read_tree
 from broker.config import SETTINGS, Settings, is_loopback
 from broker.errors import BrokerError, OperatorError
 from broker.identity.issuers import IssuerKeys
 from broker.keys.sealed import key_encryption_key, key_file
-from broker.policy.compile import Tree, compile_tree
-from broker.policy.files import read_tree
+from broker.policy.tree import Tree
 from broker.protocol import oauth
 from broker.store.commit import Store, StoreHealth
 from broker.telemetry import log

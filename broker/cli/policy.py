@@ -16,13 +16,13 @@ from broker.audit.log import Query, search
 from broker.cli.settings import POLICY, STATE, options, settings_from
 from broker.cli.state import store_url
 from broker.cli.times import Instant
+from broker.compiler.compile import compile_tree
+from broker.compiler.files import read_tree
+from broker.compiler.schema import schemas
 from broker.config import Settings
 from broker.errors import ActRefused, PolicyInvalid
 from broker.model import ExchangeRequest, UnverifiedToken
 from broker.policy.cases import run_cases, workload_from_claims
-from broker.policy.compile import compile_tree
-from broker.policy.files import read_tree
-from broker.policy.schema import schemas
 from broker.policy.tree import Tree
 from broker.protocol import oauth
 from broker.protocol.compact import NotCompact, read

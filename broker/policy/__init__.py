@@ -1,4 +1,4 @@
-"""What may they have: the policy tree, compiled; decisions over it, pure; the tree in force, kept alive.
+"""What may they have: the compiled policy as values, and decisions over it.  Pure.
 
-Stands on model, presets, config and errors.  Called by exchange, admin, analysis and node; calls no neighbour.
+Stands on presets, model, config and errors.  Called by exchange, compiler and analysis; calls no neighbour.
 """

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from broker.model import Finding
+from broker.policy.match import seen
 from broker.policy.offer import Miss, Offer, Question, effective, narrowed, offer_of
 from broker.policy.tree import Rule
-from broker.policy.where import seen
 from broker.protocol.claims import ClaimValue
 
 

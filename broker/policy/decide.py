@@ -24,6 +24,7 @@ from broker.errors import (
 )
 from broker.model import ExchangeRequest, Finding, Grant, Workload
 from broker.policy.assess import assess, is_own, live
+from broker.policy.match import seen
 from broker.policy.offer import (
     NOT_COMBINABLE,
     SCOPE_MISSING,
@@ -38,7 +39,6 @@ from broker.policy.offer import (
     offer_of,
 )
 from broker.policy.tree import Account, Env, Rule, Tree
-from broker.policy.where import seen
 
 DEFAULTS: Final = Limits()
 
@@ -143,9 +143,7 @@ def _held(question: Question, rule: Rule) -> tuple[Finding, ...]:
     name = f"{rule.account}/{rule.name}"
     found = [
         check.held
-        or Finding(
-            name, check.claim, True, check.matcher.expected[:longest], seen(claims.get(check.claim), longest), check.place
-        )
+        or Finding(name, check.claim, True, check.matcher.expected[:longest], seen(claims.get(check.claim), longest), check.place)
         for check in rule.checks[: limits.findings_max]
     ]
     if rule.condition is not None:

@@ -109,9 +109,7 @@ class Contains:
 
     def holds(self, value: ClaimValue | None) -> bool:
         """Whether it is a list with that member."""
-        return type(value) is tuple and any(
-            member == self.member and type(member) is type(self.member) for member in value
-        )
+        return type(value) is tuple and any(member == self.member and type(member) is type(self.member) for member in value)
 
 
 class GlobInvalid(ValueError):
@@ -210,6 +208,11 @@ def tokens_of(pattern: str) -> list[str]:
 def shown(value: object) -> str:
     """A value as findings show it: text as itself, others as JSON, a long one as its hash; `(absent)` where there is none."""
     return "(absent)" if value is None else fact(list(value) if isinstance(value, tuple) else value)
+
+
+def seen(value: object, characters_max: int) -> str:
+    """A claim's value as findings show it."""
+    return shown(value)[:characters_max]
 
 
 def _listed(values: Iterable[Literal_]) -> str:

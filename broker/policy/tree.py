@@ -12,7 +12,6 @@ from typing import Any, Final, Literal
 
 from broker.model import Finding, Issuers
 from broker.policy.condition import Condition
-from broker.policy.document import Problem
 from broker.policy.index import Entry, Index
 from broker.policy.match import Matcher
 from broker.protocol.claims import ClaimValue
@@ -22,6 +21,25 @@ Access = Mapping[str, tuple[str, ...]]
 
 BROKER_API: Final = "broker"
 BROKER_AUDIENCE: Final = "broker:api"  # stands for the env's own administration; whoever knows the base URL resolves it
+
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a policy tree: where (1-based), what, and what would be right."""
+
+    file: str
+    line: int
+    column: int
+    message: str
+    hint: str = ""
+    severity: Severity = "error"
+
+    def __str__(self) -> str:
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{self.file}:{self.line}:{self.column}: {self.message}{hint}"
 
 
 @dataclass(frozen=True, slots=True)

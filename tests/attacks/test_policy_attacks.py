@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from broker import presets
+from broker.compiler.live import LivePolicy, ReloadOutcome
 from broker.config import Limits
 from broker.errors import NoRuleMatched, Refused
 from broker.model import Grant
 from broker.policy.condition import ConditionInvalid, Language
-from broker.policy.live import LivePolicy, ReloadOutcome
 from broker.policy.match import Glob
 from broker.policy.tree import Tree
 from tests.policy.trees import BASE, ENVIRONMENTS, LIMITS, NOW, account, build, outcome, problems, request, rule, workload, write

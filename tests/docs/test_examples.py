@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from broker.compiler.compile import compile_tree
+from broker.compiler.files import read_tree
 from broker.config import SETTINGS, Limits
 from broker.errors import PolicyInvalid
 from broker.policy.cases import run_cases
-from broker.policy.compile import compile_tree
-from broker.policy.files import read_tree
 from broker.policy.tree import Tree
 from tests.docs.pages import DOCS, PAGES, ROOT, Block, blocks
 

@@ -14,8 +14,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from broker import errors, presets
 from broker.admin.perform import NAMES
 from broker.cli.main import EXIT_INTERRUPTED
-from broker.policy.schema import FILE_KINDS
-from broker.policy.where import OPERATORS
+from broker.compiler.schema import FILE_KINDS
+from broker.compiler.where import OPERATORS
 from broker.telemetry import metrics
 from broker.web import app, error_pages, token
 from broker.web.errors import PUBLIC_REASONS

@@ -12,9 +12,9 @@ import helm_python
 import kubernetes_validate
 import pytest
 
+from broker.compiler.compile import compile_tree
+from broker.compiler.files import read_tree
 from broker.config import SETTINGS, Limits
-from broker.policy.compile import compile_tree
-from broker.policy.files import read_tree
 from tests.packaging.charts import ALL, EXISTING, LEAST, chart, containers, environment, objects, of, pod
 from tools.chart_values import CHART
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from broker.compiler.compile import compile_tree
+from broker.compiler.files import read_tree
 from broker.config import Limits
 from broker.errors import ClaimsNotSatisfied, ScopeNotGranted
 from broker.model import Grant
 from broker.policy.cases import run_cases
-from broker.policy.compile import compile_tree
-from broker.policy.files import read_tree
 from broker.policy.tree import Tree
 from tests.policy.trees import NOW, account, build, outcome, request, rule, workload
 

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from broker.compiler.compile import compile_tree
+from broker.compiler.files import read_tree
 from broker.config import Limits
 from broker.errors import PolicyInvalid, Refused
 from broker.model import ExchangeRequest, Grant, UnverifiedToken, Workload
 from broker.policy.cases import workload_from_claims
-from broker.policy.compile import compile_tree
 from broker.policy.decide import decide
-from broker.policy.document import Problem
-from broker.policy.files import read_tree
-from broker.policy.tree import Tree
+from broker.policy.tree import Problem, Tree
 
 LIMITS = Limits()
 NOW = 1_795_500_000  # 2026-11-24

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from broker.compiler.compile import compile_tree
+from broker.compiler.files import read_tree
+from broker.compiler.schema import schemas
 from broker.errors import PolicyInvalid
-from broker.policy.compile import compile_tree
-from broker.policy.files import read_tree
-from broker.policy.schema import schemas
 from tests.policy.trees import BASE, ENVIRONMENTS, ISSUERS, LIMITS, NOW, account, build, problems, rule, write
 
 GOOD = rule('{repository_id: "7"}')

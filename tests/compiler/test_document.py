@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from broker.compiler.document import Listing, Scalar, Table, place, read
 from broker.config import Limits
-from broker.policy.document import Listing, Scalar, Table, place, read
 
 LIMITS = Limits()
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
+from broker.compiler.document import Node, read
 from broker.config import Limits
-from broker.policy.document import Node, Problem, read
+from broker.policy.tree import Problem
 
 Kind = Literal["issuers", "apis", "environments", "folder", "account", "other"]
 

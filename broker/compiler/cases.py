@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from broker.policy.compile_issuers import Entry
-from broker.policy.document import Scalar
-from broker.policy.scalars import WrongType, claim_value
-from broker.policy.schema import CaseEntry
+from broker.compiler.document import Scalar
+from broker.compiler.issuers import Entry
+from broker.compiler.scalars import WrongType, claim_value
+from broker.compiler.schema import CaseEntry
+from broker.compiler.where import ALL_TYPES
 from broker.policy.tree import Case
-from broker.policy.where import ALL_TYPES
 from broker.protocol.claims import ClaimType, ClaimValue, derive_spiffe
 
 

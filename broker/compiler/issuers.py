@@ -14,11 +14,12 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from broker import presets
+from broker.compiler.document import place
+from broker.compiler.files import Document
+from broker.compiler.schema import IssuerEntry, IssuersFile, fill
 from broker.config import is_loopback
 from broker.model import Issuer
-from broker.policy.document import Problem, Severity, place
-from broker.policy.files import Document
-from broker.policy.schema import IssuerEntry, IssuersFile, fill
+from broker.policy.tree import Problem, Severity
 from broker.presets import RECORDED_MAX, Preset
 from broker.protocol.claims import ClaimSpec, pointer
 
@@ -78,7 +79,7 @@ def with_claims(entry: Entry, mentioned: frozenset[str]) -> Issuer:
         return entry.issuer
     names = sorted(mentioned | set(entry.identity))
     claims = {name: ClaimSpec(name, pointer(name), ("string", "integer", "boolean", "list", "object")) for name in names}
-    recorded = tuple(dict.fromkeys((*entry.identity, *names)))[: RECORDED_MAX]
+    recorded = tuple(dict.fromkeys((*entry.identity, *names)))[:RECORDED_MAX]
     return replace(entry.issuer, claims=claims, recorded=recorded)
 
 

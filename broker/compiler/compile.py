@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from broker.compiler.accounts import Ceiling, Context, compile_account
+from broker.compiler.document import place
+from broker.compiler.files import SourceTree
+from broker.compiler.issuers import Entry, with_claims
+from broker.compiler.schema import FolderFile, fill
+from broker.compiler.shared import compile_shared, key_of
 from broker.config import Limits
 from broker.errors import PolicyInvalid
 from broker.model import Issuers
-from broker.policy.compile_accounts import Ceiling, Context, compile_account
-from broker.policy.compile_issuers import Entry, with_claims
-from broker.policy.compile_shared import compile_shared, key_of
-from broker.policy.document import Problem, place
-from broker.policy.files import SourceTree
 from broker.policy.index import Index
-from broker.policy.schema import FolderFile, fill
-from broker.policy.tree import Account, Rule, Tree
+from broker.policy.tree import Account, Problem, Rule, Tree
 
 __all__ = ["Part", "Tree", "compile_tree"]
 

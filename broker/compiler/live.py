@@ -18,12 +18,11 @@ from typing import Literal
 
 from watchfiles import awatch
 
+from broker.compiler.compile import compile_tree
+from broker.compiler.files import SourceTree, read_tree
 from broker.config import Limits
 from broker.errors import PolicyInvalid, PolicyUnavailable
-from broker.policy.compile import compile_tree
-from broker.policy.document import Problem
-from broker.policy.files import SourceTree, read_tree
-from broker.policy.tree import Tree
+from broker.policy.tree import Problem, Tree
 
 
 @dataclass(frozen=True, slots=True)

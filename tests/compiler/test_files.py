@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from broker.compiler.files import SourceTree, read_tree
 from broker.config import Limits
-from broker.policy.files import SourceTree, read_tree
 from tests.policy.trees import BASE, LIMITS, account, rule, write
 
 FILES = {"prod/svc-a.yaml": account("svc-a", rule('{repository_id: "7"}'))}

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Final
 
+from broker.compiler.document import Scalar
+from broker.compiler.pins import literals
+from broker.compiler.scalars import WrongType, claim_value, flag, looks_like_pattern
 from broker.model import Finding
-from broker.policy.document import Scalar, Severity
-from broker.policy.match import Contains, Equals, Exists, Glob, GlobInvalid, In, Literal_, Matcher, NotIn, shown
-from broker.policy.pins import literals
-from broker.policy.scalars import WrongType, claim_value, flag, looks_like_pattern
-from broker.policy.tree import Check, StrangerCheck
+from broker.policy.match import Contains, Equals, Exists, Glob, GlobInvalid, In, Literal_, Matcher, NotIn
+from broker.policy.tree import Check, Severity, StrangerCheck
 from broker.presets import Preset, StrangerRun
 from broker.protocol.claims import ClaimType
 
@@ -71,9 +71,7 @@ class Where:
             held = Finding(self.rule, claim, True, expected, seen, place)
         return Check(claim, matcher, place, held)
 
-    def _matcher(
-        self, path: tuple[str | int, ...], operator: str, operand: Any, types: tuple[ClaimType, ...]
-    ) -> Matcher | None:
+    def _matcher(self, path: tuple[str | int, ...], operator: str, operand: Any, types: tuple[ClaimType, ...]) -> Matcher | None:
         try:
             match operator:
                 case "exists":
@@ -151,8 +149,3 @@ def _stranger_checks(run: StrangerRun) -> Iterator[StrangerCheck]:
     for matcher in matches:
         expected = f"not {matcher.expected}, unless the rule pins {run.claim}{limit}"
         yield StrangerCheck((run.claim,), matcher, run.low_allowed, expected)
-
-
-def seen(value: object, characters_max: int) -> str:
-    """A claim's value as findings show it."""
-    return shown(value)[:characters_max]

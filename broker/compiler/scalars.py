@@ -13,8 +13,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, WithJsonSchema
 
+from broker.compiler.document import Scalar
 from broker.config import duration_s
-from broker.policy.document import Scalar
 from broker.protocol.claims import ClaimType
 
 # What YAML 1.1 or 1.2 reads as anything but text.

@@ -9,32 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import yaml
 
 from broker.config import Limits
+from broker.policy.tree import Problem
 
 if not yaml.__with_libyaml__:  # pragma: no cover - the Python parser is 18 times slower and recurses
-    raise ImportError("PyYAML was built without libyaml; the policy room needs its C parser")
-
-Severity = Literal["error", "warning"]
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong with a policy tree: where (1-based), what, and what would be right."""
-
-    file: str
-    line: int
-    column: int
-    message: str
-    hint: str = ""
-    severity: Severity = "error"
-
-    def __str__(self) -> str:
-        hint = f" ({self.hint})" if self.hint else ""
-        return f"{self.file}:{self.line}:{self.column}: {self.message}{hint}"
+    raise ImportError("PyYAML was built without libyaml; reading policies needs its C parser")
 
 
 @dataclass(frozen=True, slots=True)

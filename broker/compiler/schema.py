@@ -11,8 +11,9 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from broker.policy.document import Node, Problem, Scalar, place, plain
-from broker.policy.scalars import Day, Duration, Flag, Instant, Name, Scope, Text, WrongType, text
+from broker.compiler.document import Node, Scalar, place, plain
+from broker.compiler.scalars import Day, Duration, Flag, Instant, Name, Scope, Text, WrongType, text
+from broker.policy.tree import Problem
 
 _TEXT_OR_LIST: Final[dict[str, Any]] = {
     "oneOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]

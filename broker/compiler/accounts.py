@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from broker.compiler.cases import compile_case
+from broker.compiler.document import Node, Scalar, place
+from broker.compiler.files import Document
+from broker.compiler.issuers import Entry
+from broker.compiler.pins import pinned, wanted
+from broker.compiler.schema import AccountFile, FolderFile, RuleEntry, fill
+from broker.compiler.where import Where, strangers
 from broker.config import Limits
-from broker.policy.compile_cases import compile_case
-from broker.policy.compile_issuers import Entry
 from broker.policy.condition import Condition, ConditionInvalid, Language, TextPattern
-from broker.policy.document import Node, Problem, Scalar, Severity, place
-from broker.policy.files import Document
-from broker.policy.pins import pinned, wanted
-from broker.policy.schema import AccountFile, FolderFile, RuleEntry, fill
-from broker.policy.tree import Access, Account, Api, Env, Rule
-from broker.policy.where import Where, strangers
+from broker.policy.tree import Access, Account, Api, Env, Problem, Rule, Severity
 
 RESERVED_ACCOUNTS: Final = frozenset({"default", "root", "admin", "administrator", "broker", "system", "anonymous", "unknown"})
 DAY_S: Final = 86_400
@@ -90,9 +90,7 @@ def compile_account(
     for ceiling in ceilings:
         _check_ceiling(reader, model, ceiling)
     limits = [ceiling.model.max_ttl for ceiling in ceilings] + [model.max_ttl]
-    rules = tuple(
-        rule for number, entry in enumerate(model.trust) if (rule := _rule(reader, number, entry, model, context))
-    )
+    rules = tuple(rule for number, entry in enumerate(model.trust) if (rule := _rule(reader, number, entry, model, context)))
     account = Account(
         name=model.service_account,
         env=document.env,
@@ -270,5 +268,3 @@ def _within(node: Scalar, text: str, offset: int) -> tuple[int, int]:
     if "\n" in text.rstrip("\n"):
         return node.line + 1 + text.count("\n", 0, offset), 1
     return node.line, node.column + offset + (0 if node.plain else 1)
-
-

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from broker.compiler.live import LivePolicy, ReloadOutcome
 from broker.errors import PolicyUnavailable
-from broker.policy.live import LivePolicy, ReloadOutcome
-from tests.policy.test_files import configmap
+from tests.compiler.test_files import configmap
 from tests.policy.trees import BASE, LIMITS, NOW, account, rule, write
 
 GOOD = account("svc-a", rule('{repository_id: "7"}'))

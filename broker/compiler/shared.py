@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from broker.compiler.accounts import Context
+from broker.compiler.document import place
+from broker.compiler.files import ROOT_KINDS, Document, SourceTree
+from broker.compiler.issuers import Entry, compile_issuers
+from broker.compiler.schema import ApisFile, EnvironmentsFile, fill
 from broker.config import Limits
-from broker.policy.compile_accounts import Context
-from broker.policy.compile_issuers import Entry, compile_issuers
 from broker.policy.condition import Language, TextPattern
-from broker.policy.document import Problem, place
-from broker.policy.files import ROOT_KINDS, Document, SourceTree
-from broker.policy.schema import ApisFile, EnvironmentsFile, fill
-from broker.policy.tree import BROKER_API, BROKER_AUDIENCE, Api, Env, Scope
+from broker.policy.tree import BROKER_API, BROKER_AUDIENCE, Api, Env, Problem, Scope
 
 RESERVED_ENVS: Final = frozenset(
     {"api", "console", "healthz", "readyz", "metrics", "well-known", "static", "assets", "docs", "errors", "status", "favicon"}
