@@ -220,6 +220,7 @@ def facts_of(workload: Workload, grant: Grant) -> Facts:
     return Facts(
         service_account=grant.service_account,
         issuer=workload.issuer,
+        iss=workload.iss,
         subject=fact(workload.subject),
         trust_rule=grant.trust_rule,
         claims=workload.recorded,

@@ -29,12 +29,12 @@ from broker.keys.rotation import KeyRings
 from broker.keys.sealed import KeyEncryptionKey
 from broker.model import Issuers
 from broker.revocation.chain import Revocations
-from broker.revocation.witness import Witness
 from broker.store.commit import Store, StoreHealth
+from broker.store.names import SYSTEM_SLOT
+from broker.store.witness import Witness
 from broker.telemetry import log, metrics
 from broker.telemetry.trace import Tracer
 
-SYSTEM_SLOT = "system"
 HEALTH_EVERY_S = 1.0
 WITNESS = "witness"
 
@@ -100,6 +100,12 @@ class Node:
     def envs(self) -> tuple[str, ...]:
         """The envs that this node answers for, sorted."""
         return tuple(sorted(self._envs))
+
+    @property
+    def named_envs(self) -> tuple[str, ...]:
+        """The envs of the policy that this node is meant to answer for, sorted.  Raises `PolicyUnavailable`."""
+        named = set(self.policy.current().envs)
+        return tuple(sorted(named & set(self.settings.envs) if self.settings.envs else named))
 
     async def start(self) -> None:
         """Loads policy, keys and revocation chains; background tasks begin."""
@@ -170,8 +176,8 @@ class Node:
             found["stopping"] = "this process is ending"
         if self.health is None or not self.health.reachable:
             found["store"] = self.health.detail if self.health else "not looked at yet"
-        elif self._wanted_durability and self.health.durability != self._wanted_durability:
-            found["store"] = f"it promises `{self.health.durability}` now, and `{self._wanted_durability}` is needed"
+        elif self.store.held:
+            found["store"] = self.store.held
         for slot, why in self.revocations.closed.items():
             found[f"revocations {slot}"] = why
         for env in self._envs:
@@ -194,13 +200,13 @@ class Node:
         return tuple(found)
 
     async def _follow_policy(self) -> None:
-        tree = self.policy.current()
-        wanted = set(tree.envs) & set(self.settings.envs) if self.settings.envs else set(tree.envs)
-        for env in sorted(wanted - self._envs):
-            await self.rings.open(env)
-            await self.revocations.open(env, self.clock())
-            self._envs.add(env)
-        self._envs &= wanted
+        wanted = self.named_envs
+        for env in wanted:
+            if env not in self._envs:
+                await self.rings.open(env)
+                await self.revocations.open(env, self.clock())
+                self._envs.add(env)
+        self._envs.intersection_update(wanted)
 
     async def _record_reload(self, outcome: ReloadOutcome) -> None:
         now = self.clock()
@@ -239,6 +245,7 @@ class Node:
         while not stop.is_set():
             self.health = await self.store.check()
             if self.health.reachable:
+                self._hold_unless_durable(self.health)
                 await self._reopen_closed()
             metrics.flush()
             for issuer, health in self.issuer_keys.health().items():
@@ -248,6 +255,17 @@ class Node:
                 await asyncio.wait_for(stop.wait(), HEALTH_EVERY_S)
             except TimeoutError:
                 continue
+
+    def _hold_unless_durable(self, health: StoreHealth) -> None:
+        """What would be acknowledged without its fsync is not written at all (promise 1)."""
+        wanted = self._wanted_durability
+        lost = bool(wanted) and health.durability != wanted
+        why = f"the store promises `{health.durability}` now, and `{wanted}` is needed" if lost else ""
+        if why and why != self.store.held:
+            log.get("store").error("the store is held", why=why)
+        elif self.store.held and not why:
+            log.get("store").info("the store is trusted again")
+        self.store.held = why
 
     async def _reopen_closed(self) -> None:
         """A slot that could not be read is tried again; one that shows another history stays closed until a person acts."""
@@ -279,9 +297,11 @@ def build(settings: Settings, store_url: str, key: KeyEncryptionKey, *, worker: 
     async def append(slot: str, line: bytes, now: int) -> None:
         await store.append(slot, line, now=now)
 
-    def own_act(slot: str, act: str) -> bytes:
+    def own_act(slot: str, act: str, revocation: str = "") -> bytes:
         body = record.base("system", "done", env=slot, now=clock(), node=name)
         body |= {"act": act, "actor": {"kind": "broker", "name": name}}
+        if revocation:
+            body["target"] = {"revocation": revocation}
         return record.encode(body, limits.record_bytes_max)
 
     reloads: asyncio.Queue[ReloadOutcome] = asyncio.Queue()
@@ -289,9 +309,11 @@ def build(settings: Settings, store_url: str, key: KeyEncryptionKey, *, worker: 
         settings.policies, limits, on_reload=reloads.put_nowait, today=lambda: int(clock()), poll_s=settings.policy_poll_s
     )
     issuer_keys = IssuerKeys(limits)
+    witness = Witness(Path(settings.data) / WITNESS)
     rings = KeyRings(
         store,
         key,
+        witness,
         limits=limits,
         rotate_every_s=settings.key_rotate_every_s,
         publish_before_s=settings.key_publish_before_s,
@@ -300,8 +322,8 @@ def build(settings: Settings, store_url: str, key: KeyEncryptionKey, *, worker: 
     revocations = Revocations(
         store=store,
         key=key.derive("revocation"),
-        witness=Witness(Path(settings.data) / WITNESS),
-        birth_record=lambda slot: own_act(slot, "revocation_log_birth"),
+        witness=witness,
+        record=own_act,
     )
     exchange = Exchange(
         tree=policy.current,

@@ -22,7 +22,10 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class Revoke:
-    """Cut off whatever the selectors cover, in these envs, until lifted or `until` (epoch seconds).  `id` makes a retry safe."""
+    """Cut off whatever the selectors cover, in these envs, until lifted or `until` (epoch seconds).  `id` makes a retry safe.
+
+    No env means every env, those included that are opened later.
+    """
 
     id: str
     selectors: Mapping[str, Any]
@@ -33,7 +36,7 @@ class Revoke:
 
 @dataclass(frozen=True, slots=True)
 class Lift:
-    """End a revocation.  `id` is this act's own, `lifts` that of the revocation."""
+    """End a revocation, in these envs or in all.  `id` is this act's own, `lifts` that of the revocation."""
 
     id: str
     lifts: str
@@ -55,7 +58,7 @@ Act = Revoke | Lift | RotateKeys
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """An act that took effect: for each env, what the store answered."""
+    """An act that took effect: for each env, what the store answered; under `system`, for those that are opened later."""
 
     act: Act
     results: Mapping[str, Any] = field(default_factory=dict)

@@ -7,7 +7,7 @@ fails is recorded as failed.  A new act is a type in acts.py and a row in SCOPES
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from broker.admin import keys, revocations
@@ -19,6 +19,7 @@ from broker.keys.rotation import KeyRings
 from broker.model import Issuers
 from broker.revocation.chain import Revocations
 from broker.store.commit import Store
+from broker.store.names import SYSTEM_SLOT
 from broker.telemetry import log
 
 SCOPES: Final[Mapping[type[Any], str]] = {
@@ -43,7 +44,10 @@ class Admin:
     clock: Callable[[], float]
 
     async def perform(self, act: Act, actor: Actor) -> Done:
-        """Does one act for an actor.  Raises `ActRefused`: not allowed, impossible, or not known to have taken effect."""
+        """Does one act for an actor.
+
+        Raises `ActRefused`: not allowed or impossible; `CannotReach`: not known to have taken effect wherever it should.
+        """
         if SCOPES[type(act)] not in actor.scopes:
             await self._record_failed(act, actor, "not_allowed")
             raise ActRefused(f"{actor.name} may not {NAMES[type(act)]}: that needs {SCOPES[type(act)]}")
@@ -55,13 +59,14 @@ class Admin:
 
     async def _do(self, act: Act, actor: Actor) -> Mapping[str, Any]:
         now = self.clock()
+        if isinstance(act, Revoke):
+            act = replace(act, selectors=revocations.bound(act.selectors, self.issuers()))
 
         def line(env: str) -> bytes:
             return self._line(act, actor, env, "done", now)
 
         match act:
             case Revoke():
-                revocations.check_selectors(act.selectors, self.issuers())
                 return await revocations.revoke(act, actor, self.revocations, int(now), line)
             case Lift():
                 return await revocations.lift(act, actor, self.revocations, int(now), line)
@@ -77,7 +82,7 @@ class Admin:
 
     async def _record_failed(self, act: Act, actor: Actor, why: str) -> None:
         now = self.clock()
-        for env in act.envs if isinstance(act, Revoke | Lift) else (act.env,):
+        for env in (act.envs or (SYSTEM_SLOT,)) if isinstance(act, Revoke | Lift) else (act.env,):
             try:
                 await self.store.append(env, self._line(act, actor, env, "failed", now, why), now=int(now))
             except StoreUnavailable as error:

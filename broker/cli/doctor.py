@@ -25,12 +25,14 @@ from broker.cli.state import store_url
 from broker.compiler.compile import compile_tree
 from broker.compiler.files import read_tree
 from broker.config import SETTINGS, Settings, is_loopback
-from broker.errors import BrokerError, OperatorError
+from broker.errors import BrokerError, OperatorError, StoreUnavailable
 from broker.identity.issuers import IssuerKeys
 from broker.keys.sealed import key_encryption_key, key_file
+from broker.node import WITNESS
 from broker.policy.tree import Tree
 from broker.protocol import oauth
-from broker.store.commit import Store, StoreHealth
+from broker.store.commit import Extension, Position, Store, StoreHealth
+from broker.store.witness import Seen, Witness, ring_of, ring_seen
 from broker.telemetry import log
 from broker.web.supervisor import check_tls
 
@@ -167,6 +169,8 @@ async def _store(settings: Settings) -> AsyncIterator[FindingOf]:
                 server_now = await store.now() if health.reachable else before
                 for finding in _store_findings(health, abs(server_now - before)):
                     yield finding
+                if health.reachable:
+                    yield await _witness(settings, store)
             finally:
                 await store.close()
     except OperatorError as error:
@@ -184,6 +188,43 @@ def _store_findings(health: StoreHealth, skew_s: float) -> Iterator[FindingOf]:
         yield FindingOf("clock", "bad", f"{skew_s:.1f} s from the store's", "run an NTP client on both machines")
     else:
         yield FindingOf("clock", "ok", f"{skew_s:.2f} s from the store's")
+
+
+async def _witness(settings: Settings, store: Store) -> FindingOf:
+    """Whether the store still shows all that this machine has seen in it."""
+    fix = "put the newer copy back; if there is none: docs/operations/running.md, Backup"
+    try:
+        seen = Witness(settings.data / WITNESS).read()
+    except ValueError as error:
+        return FindingOf("witness", "bad", str(error), fix)
+    behind: list[str] = []
+    try:
+        for name, furthest in sorted(seen.items()):
+            slot, _, _ = name.partition("/")
+            is_ring = name == ring_of(slot)
+            shown = ring_seen(*(await store.keys_get(slot) or (0, b""))) if is_ring else await _shown(store, slot, furthest.n)
+            what = f"key ring of {slot}" if is_ring else f"revocation log of {slot}"
+            if shown.n < furthest.n:
+                behind.append(f"{what} ends at {shown.n}, and {furthest.n} was seen")
+            elif shown.n == furthest.n and shown.tag != furthest.tag:
+                behind.append(f"{what} has another {furthest.n} than was seen")
+    except StoreUnavailable as error:
+        return FindingOf("witness", "bad", error.detail, "start the store, or correct --store")
+    if behind:
+        return FindingOf("witness", "bad", f"an older copy of the store, or another: {'; '.join(behind)}", fix)
+    return FindingOf("witness", "ok", "the store shows all that was seen on this machine")
+
+
+async def _shown(store: Store, slot: str, n: int) -> Seen:
+    """Entry `n` of a slot's revocation log, or the last one before it; number -1 where there is none."""
+    shown, position = Seen(-1, ""), None
+    while isinstance(page := await store.read(slot, position), Extension) and page.entries:
+        for entry in page.entries:
+            if entry.n <= n:
+                shown = Seen(entry.n, entry.tag)
+        last, before = page.entries[-1], position.index if position else -1
+        position = Position(before + len(page.entries), last.n, last.tag)
+    return shown
 
 
 async def _running(settings: Settings, tree: Tree | None) -> AsyncIterator[FindingOf]:

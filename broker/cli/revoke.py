@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from broker.admin.acts import Lift, Revoke
+from broker.admin.revocations import moment, words
 from broker.cli.asking import confirm
 from broker.cli.settings import POLICY, STATE, options, settings_from
 from broker.cli.state import load_policy, open_envs, opened
@@ -21,6 +22,7 @@ from broker.errors import ActRefused
 from broker.node import local_operator
 from broker.policy.tree import Tree
 from broker.protocol.revocations import Entry, in_force
+from broker.store.names import SYSTEM_SLOT
 
 EXAMPLES = (
     "Examples: broker revoke --service-account svc-payments-deploy --reason 'INC-417: leaked token' · "
@@ -34,7 +36,10 @@ EXAMPLES = (
 @click.option("--subject", metavar="TEXT", help="Cut off this exact subject.")
 @click.option("--trust-rule", metavar="NAME", help="Cut off what this trust rule lets in.")
 @click.option("--where", "where", multiple=True, metavar="CLAIM=VALUE", help="Cut off workloads with this claim; needs --issuer.")
-@click.option("-e", "--env", "envs", multiple=True, metavar="ENV", help="Only in this env; may repeat (default: every env).")
+@click.option(
+    "-e", "--env", "envs", multiple=True, metavar="ENV",
+    help="Only in this env; may repeat (default: every env, now and later).",
+)  # fmt: skip
 @click.option(
     "--until", type=Instant(ahead=True), default=None, help="End by itself: 2h, a date, an instant (default: until lifted)."
 )
@@ -62,10 +67,11 @@ def revoke(ctx: click.Context, where: tuple[str, ...], act_id: str | None, yes: 
     if not given["reason"]:
         raise click.UsageError("--reason is missing: whoever is cut off will ask why")
     act_id = act_id or token_urlsafe(12)
-    if not as_json:
-        click.echo(f"revocation {act_id}: {_words(selectors)} in {', '.join(given['envs']) or 'every env'}", err=True)
-    confirm(yes, "Cut this off now?")
     until = int(given["until"]) if given["until"] is not None else None
+    if not as_json:
+        where_and_how_long = f"{', '.join(given['envs']) or 'every env'}, {_end(until)}"
+        click.echo(f"revocation {act_id}: {words(selectors)} in {where_and_how_long}", err=True)
+    confirm(yes, "Cut this off now?")
     act = Revoke(id=act_id, selectors=selectors, envs=given["envs"], reason=given["reason"], until=until)
     results = asyncio.run(_perform(settings_from(given), act, force=given["force"]))
     _report("REVOKED", act_id, results, as_json, f"undo: broker revoke lift {act_id} --reason TEXT")
@@ -99,24 +105,22 @@ def list_command(envs: tuple[str, ...], limit: int, as_json: bool, **given: Any)
         if as_json:
             click.echo(json.dumps(body, ensure_ascii=False))
         else:
-            end = f"until {_moment(entry.until)}" if entry.until else "until lifted"
-            click.echo(
-                f"{entry.id}  {env:<8} {_words(entry.selectors)}  {end}  by {entry.by} {_moment(entry.at)}: {entry.reason}"
-            )
+            what = f"{words(entry.selectors)}  {_end(entry.until)}"
+            click.echo(f"{entry.id}  {env:<8} {what}  by {entry.by} {moment(entry.at)}: {entry.reason}")
 
 
 async def _perform(settings: Settings, act: Revoke | Lift, *, force: bool = False) -> dict[str, Any]:
     async with opened(settings) as state:
         if await load_policy(state):
-            if isinstance(act, Revoke) and not force:
-                _refuse_unknown(act, state.node.policy.current())
+            if isinstance(act, Revoke):
+                if not force:
+                    _refuse_unknown(act, state.node.policy.current())
+                for env in state.node.named_envs:  # one that no broker has opened yet is opened here, and cut off too
+                    if env in act.envs or not act.envs:
+                        await state.node.revocations.open(env, time.time())
         else:
             click.echo("warning: the policy tree does not load, so selectors were not checked against it", err=True)
-        envs = await open_envs(state, act.envs, rings=False)
-        if isinstance(act, Revoke):
-            act = Revoke(act.id, act.selectors, envs, act.reason, act.until)
-        else:
-            act = Lift(act.id, act.lifts, envs, act.reason)
+        await open_envs(state, act.envs, rings=False)
         return dict((await state.node.admin.perform(act, local_operator())).results)
 
 
@@ -150,19 +154,15 @@ def _claim(text: str) -> tuple[str, str]:
 def _report(word: str, act_id: str, results: dict[str, Any], as_json: bool, after: str) -> None:
     if as_json:
         for env, n in results.items():
-            click.echo(json.dumps({"id": act_id, "env": env, "n": n}))
+            if env != SYSTEM_SLOT:
+                click.echo(json.dumps({"id": act_id, "env": env, "n": n}))
         return
-    places = ", ".join(f"{env} (entry {n})" for env, n in results.items())
-    click.echo(f"{word} {act_id} in {places}")
+    places = [f"{env} (entry {n})" for env, n in results.items() if env != SYSTEM_SLOT]
+    places += ["every env that is opened later"] if SYSTEM_SLOT in results else []
+    click.echo(f"{word} {act_id} in {', '.join(places)}")
     if after:
         click.echo(after)
 
 
-def _words(selectors: Any) -> str:
-    parts = [f"{name} {value}" for name, value in selectors.items() if name != "claims"]
-    parts += [f"{claim}={value}" for claim, value in selectors.get("claims", {}).items()]
-    return ", ".join(parts)
-
-
-def _moment(at: int | None) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at)) if at is not None else ""
+def _end(until: int | None) -> str:
+    return "until lifted" if until is None else f"until {moment(until)}"

@@ -17,8 +17,11 @@ from broker.policy.condition import Language, TextPattern
 from broker.policy.tree import BROKER_API, BROKER_AUDIENCE, Api, Env, Problem, Scope
 
 RESERVED_ENVS: Final = frozenset(
-    {"api", "console", "healthz", "readyz", "metrics", "well-known", "static", "assets", "docs", "errors", "status", "favicon"}
-)
+    {
+        "api", "console", "healthz", "readyz", "metrics", "well-known", "static", "assets", "docs", "errors", "status", "favicon",
+        "system",  # the store's slot for what concerns every env
+    }
+)  # fmt: skip
 _READS: Final = ("audit", "credentials", "revocations", "keys", "api-keys", "reports", "policy")
 _BROKER_SCOPES: Final[Mapping[str, Scope]] = {
     **{f"{family}:read": Scope(f"{family}:read", "medium") for family in _READS},

@@ -1,7 +1,8 @@
 """The rings of this node: loaded, followed, rotated on schedule; nodes agree through the store's compare-and-set.
 
-Two nodes that rotate at once: one wins, and both end with its ring.  A ring that does not verify or goes backwards is
-refused, loudly; the last good one stays in use while the store is away.
+Two nodes that rotate at once: one wins, and both end with its ring.  A ring that does not verify, or is older than this
+node holds or its machine's witness has seen, is refused, loudly: a condemned key must not come back with an older copy of
+the store.  The last good one stays in use while the store is away.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from broker.keys.keyring import Generation, KeyPair, Ring, Schedule, born, rotat
 from broker.keys.sealed import KeyEncryptionKey, decode_ring, encode_ring
 from broker.keys.signer import SigningKey
 from broker.store.commit import Store
+from broker.store.witness import Seen, Witness, ring_of, ring_seen
 from broker.telemetry import log
 
 RSA_BITS = 3072
@@ -36,6 +38,7 @@ Record = Callable[[str, str], bytes]
 @dataclass(slots=True)
 class _Held:
     ring: Ring
+    seen: Seen
     keys: dict[str, SigningKey] = field(default_factory=dict)
 
 
@@ -43,10 +46,19 @@ class KeyRings:
     """Signing keys by env.  `record(env, act)` builds the audit record that is written with every change."""
 
     def __init__(
-        self, store: Store, key: KeyEncryptionKey, *, limits: Limits, rotate_every_s: int, publish_before_s: int, record: Record
+        self,
+        store: Store,
+        key: KeyEncryptionKey,
+        witness: Witness,
+        *,
+        limits: Limits,
+        rotate_every_s: int,
+        publish_before_s: int,
+        record: Record,
     ) -> None:
         self._store = store
         self._key = key
+        self._witness = witness
         self._record = record
         published_s = max(publish_before_s, limits.key_publish_s_min)
         self._scheduled = Schedule(rotate_every_s, published_s, limits.key_retire_s)
@@ -106,11 +118,14 @@ class KeyRings:
         )
 
     async def open(self, env: str) -> None:
-        """Loads the ring of an env, or makes its first.  Raises `KeysUnavailable`, `StoreUnavailable`."""
+        """Loads the ring of an env, or makes its first.  Raises `KeysUnavailable`, `StoreUnavailable`.
+
+        A ring that the witness shows to be an older copy's is refused: this env signs nothing, and the others go on.
+        """
         self._clock_ahead_s = await self._store.now() - time.time()
         for _ in range(TRIES_MAX):
             await self._load(env)
-            if env in self._held:
+            if env in self._held or env in self._refused:
                 return
             ring = born(await self._fresh(env), int(self.now()))
             await self._store.keys_swap(env, 0, encode_ring(ring, env, self._key), self._record(env, "keys_birth"))
@@ -134,7 +149,7 @@ class KeyRings:
     async def run(self, stop: asyncio.Event) -> None:
         """Follows the rings and keeps a successor published, until `stop` is set."""
         while not stop.is_set():
-            for env in tuple(self._held):
+            for env in {*self._held, *self._refused}:
                 try:
                     await self.tick(env)
                 except BrokerError as error:
@@ -155,25 +170,37 @@ class KeyRings:
             await self._load(env)
 
     async def _load(self, env: str) -> None:
-        found = await self._store.keys_get(env)
-        if found is None:
-            if env in self._held:
-                self._refuse(env, f"the key ring of {env} is gone from the store")
-            return
-        version, raw = found
-        held = self._held.get(env)
-        if held is not None and version == held.ring.version and env not in self._refused:
-            return
-        if held is not None and version < held.ring.version:
-            self._refuse(env, f"the key ring of {env} went back from version {held.ring.version} to {version}")
-            return
         try:
-            ring = decode_ring(raw, env, version, self._key)
+            known = self._witness.read().get(ring_of(env), Seen(0, ""))
+        except ValueError as error:
+            return self._refuse(env, str(error))
+        held = self._held.get(env)
+        if held is not None and held.seen.n > known.n:
+            known = held.seen
+        version, raw = await self._store.keys_get(env) or (0, b"")
+        seen = ring_seen(version, raw)
+        if version < known.n:
+            went = f"went back from version {known.n} to {version}" if version else "is gone from the store"
+            return self._refuse(env, f"the key ring of {env} {went}: an older copy of the store?")
+        if version == known.n > 0 and seen != known:
+            return self._refuse(env, f"the key ring of {env} is another version {version} than was seen: another history")
+        held = self._held.get(env)  # another task may have come further while this one waited
+        if held is not None and (version, env in self._refused) <= (held.seen.n, False):
+            return None
+        if version:
+            self._take(env, raw, seen)
+        self._refused.pop(env, None)
+        return None
+
+    def _take(self, env: str, raw: bytes, seen: Seen) -> None:
+        held = self._held.get(env)
+        try:
+            ring = decode_ring(raw, env, seen.n, self._key)
         except KeysUnavailable as error:
             self._refuse(env, error.detail)
             raise
-        self._refused.pop(env, None)
-        self._held[env] = _Held(ring, held.keys if held else {})
+        self._witness.note(ring_of(env), seen)
+        self._held[env] = _Held(ring, seen, held.keys if held else {})
 
     def _good(self, env: str) -> _Held:
         if env in self._refused:

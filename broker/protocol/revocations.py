@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-SELECTORS: Final = frozenset({"service_account", "issuer", "subject", "claims", "trust_rule"})
+SELECTORS: Final = frozenset({"service_account", "issuer", "iss", "subject", "claims", "trust_rule"})
 FACT_CHARACTERS_MAX: Final = 256
 # `{` and a quote or white space in base64url, then a dot: the beginning of a compact JWS.  telemetry/log.py knows the same.
 TOKEN_LIKE: Final = re.compile(r"e(?:yJ|yA|w[ko0])[A-Za-z0-9_-]{6,}\.")
@@ -26,12 +26,14 @@ ACTS: Final = frozenset({"birth", "revoke", "lift"})
 class Facts:
     """What a rule can look at: the same at exchange, registration and introspection.
 
-    `issuer` is the entry's name in issuers.yaml; `subject` and the values of `claims` are as `fact` gives them.  `claims` holds
-    the issuer's whole recorded set, None where the token has no such claim.  A claim that is not in it cannot be evaluated.
+    `issuer` is the entry's name in issuers.yaml, `iss` what its tokens carry (SPIFFE: `spiffe://` and trust domain); `subject`
+    and the values of `claims` are as `fact` gives them.  `claims` holds the issuer's whole recorded set, None where the token
+    has no such claim.  A claim that is not in it cannot be evaluated.
     """
 
     service_account: str
     issuer: str
+    iss: str
     subject: str
     trust_rule: str
     claims: Mapping[str, str | None]
@@ -41,6 +43,7 @@ class Facts:
         return {
             "service_account": self.service_account,
             "issuer": self.issuer,
+            "iss": self.iss,
             "subject": self.subject,
             "trust_rule": self.trust_rule,
             "claims": dict(self.claims),
@@ -51,7 +54,8 @@ class Facts:
 class Entry:
     """One entry of a slot's log.  `until` is epoch seconds or None (until lifted); `at` epoch seconds.
 
-    `unknown` lists members that this version does not know: a revoke that has any covers everything.
+    `unknown` lists members that this version does not know: a revoke that has any covers everything.  `text` is what was read,
+    where it was: an entry of a newer version is passed on as it is.
     """
 
     id: str
@@ -63,9 +67,12 @@ class Entry:
     lifts: str | None = None
     until: int | None = None
     unknown: tuple[str, ...] = ()
+    text: str = field(default="", repr=False, compare=False)
 
     def canonical(self) -> str:
         """The one text of this entry that tags are computed over: sorted keys, no spaces, UTF-8."""
+        if self.text:
+            return self.text
         body: dict[str, Any] = {"id": self.id, "act": self.act, "by": self.by, "at": self.at, "reason": self.reason}
         if self.act == "revoke":
             body["selectors"] = self.selectors
@@ -75,9 +82,14 @@ class Entry:
         return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     def digest(self) -> str:
-        """Hash of what the entry means, without who wrote it and when: two tries of one act agree in it."""
+        """Hash of what the entry means, without who wrote it and when: two tries of one act agree in it.
+
+        Without the `iss` that an issuer's name was bound to, also: the policy may have changed between the tries.
+        """
         body = json.loads(self.canonical())
         del body["by"], body["at"]
+        if "issuer" in self.selectors:
+            body["selectors"].pop("iss", None)
         text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -99,6 +111,7 @@ def parse_entry(text: str) -> Entry:
         lifts=body.get("lifts"),
         until=body.get("until"),
         unknown=tuple(sorted(set(body) - known)),
+        text=text,
     )
 
 
@@ -158,9 +171,18 @@ def _selects(name: str, wanted: Any, selectors: Mapping[str, Any], facts: Facts)
         )
     if not isinstance(wanted, str):
         return True
+    if name in {"issuer", "iss"}:
+        return _is_from(selectors, facts)
     if name == "subject":
         return facts.subject == fact(wanted)
     return bool(getattr(facts, name) == wanted)
+
+
+def _is_from(selectors: Mapping[str, Any], facts: Facts) -> bool:
+    """The name of an issuer's entry and its `iss` are one selector: an entry that is renamed, or moved, stays cut off."""
+    wanted = [selectors[name] for name in ("issuer", "iss") if name in selectors]
+    readable = all(isinstance(value, str) for value in wanted)
+    return not readable or facts.issuer == selectors.get("issuer") or facts.iss == selectors.get("iss")
 
 
 def is_past(entry: Entry, now: float) -> bool:

@@ -1,6 +1,10 @@
 """The chains of this node: read, verify, follow, extend (STATE.md, "A node").
 
 A slot whose log does not verify, or shows less than its witness, is closed: every exchange of it answers 503, loudly.
+
+What is said for every env stands in the log of the slot `system` too, and each env's log is brought level with that one
+whenever a node opens it.  Whoever says it writes there first and counts the envs after: an env that is born meanwhile was
+born after the count, so its opening, which reads that log after the birth, finds it.
 Stands on store; keys arrive as bytes.  Called by exchange.py (view, catch_up) and admin/ (extend).
 """
 
@@ -11,11 +15,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from secrets import token_hex
 
-from broker.errors import StoreUnavailable
-from broker.protocol.revocations import Entry, parse_entry, tag
+from broker.errors import ActRefused, StoreUnavailable
+from broker.protocol.revocations import Entry, in_force, parse_entry, tag
 from broker.revocation.view import RevocationView, view_of
-from broker.revocation.witness import Seen, Witness
-from broker.store.commit import Added, ConflictAt, Duplicate, Fork, LogEntry, Position, Stale, Store, Unborn
+from broker.store.commit import Added, ConflictAt, Contradicted, Duplicate, Fork, LogEntry, Position, Stale, Store, Unborn
+from broker.store.names import SYSTEM_SLOT
+from broker.store.witness import Seen, Witness
 from broker.telemetry import log
 
 EXTEND_TRIES_MAX = 100  # each lost race means that somebody else's revocation went in
@@ -23,12 +28,15 @@ EXTEND_TRIES_MAX = 100  # each lost race means that somebody else's revocation w
 
 @dataclass(slots=True)
 class Revocations:
-    """The views of all slots.  `key` is k_rev; `record` builds the audit record of a birth."""
+    """The views of all slots.  `key` is k_rev.
+
+    `record(slot, act, revocation)` builds the audit record of what this node does by itself: a birth, an entry passed on.
+    """
 
     store: Store
     key: bytes
     witness: Witness
-    birth_record: Callable[[str], bytes]
+    record: Callable[[str, str, str], bytes]
     _views: dict[str, RevocationView] = field(default_factory=dict)
     _closed: dict[str, str] = field(default_factory=dict)
     _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
@@ -48,23 +56,14 @@ class Revocations:
         return dict(self._closed)
 
     async def open(self, slot: str, now: float) -> None:
-        """Reads a slot's whole log; gives birth to it where none is and no witness knows one (STATE.md, start)."""
+        """Reads a slot's whole log; gives birth to it where none is and no witness knows one (STATE.md, start).
+
+        An env's log then receives what was said for every env and it does not have.
+        """
         async with self._lock(slot):
-            self._closed.pop(slot, None)
-            self._views.pop(slot, None)
-            self._must_hold.pop(slot, None)
-            seen = self._witnessed(slot).get(slot)
-            if seen is not None:
-                self._must_hold[slot] = seen
-            if isinstance(await self.store.read(slot, None), Unborn):
-                if seen is not None:
-                    return self._close(slot, "the store holds no revocation log, but this machine has seen one: an older copy?")
-                await self._birth(slot, now)
-            await self._follow(slot)
-            if slot in self._views and seen is not None and self._views[slot].position.n < seen.n:
-                self._close(
-                    slot, f"the store's log does not hold entry {seen.n} that was seen before: an older copy was restored"
-                )
+            await self._open(slot, now)
+        if slot != SYSTEM_SLOT:
+            await self._level(slot, now)
 
     async def catch_up(self, slot: str, news: Stale | None = None) -> None:
         """Follows the log to its present end; `news` may bring the next entries along."""
@@ -78,8 +77,10 @@ class Revocations:
     async def extend(self, slot: str, entry: Entry, record: bytes) -> int:
         """Adds an entry, again until it is in or was in already; its number.
 
-        Raises `StoreUnavailable`: it may have taken effect.
+        Raises `StoreUnavailable`: it may have taken effect; `ActRefused`: its id is another entry's.
         """
+        if slot not in self._views and slot not in self._closed:
+            await self.open(slot, entry.at)
         for _ in range(EXTEND_TRIES_MAX):
             await self.catch_up(slot)
             view = self.view(slot)
@@ -97,14 +98,58 @@ class Revocations:
                     return known
                 case ConflictAt():
                     continue
+                case Contradicted():
+                    raise ActRefused(f"`{entry.id}` is another act in {slot}")
                 case _:
                     raise StoreUnavailable(f"the log of {slot} refused an entry: {type(answer).__name__}")
         raise StoreUnavailable(f"the log of {slot} moved faster than this node could follow")
 
+    async def envs(self) -> tuple[str, ...]:
+        """The envs whose logs have begun, whoever serves them.  Raises `StoreUnavailable`."""
+        return await self.store.slots()
+
+    async def _open(self, slot: str, now: float) -> None:
+        self._closed.pop(slot, None)
+        self._views.pop(slot, None)
+        self._must_hold.pop(slot, None)
+        try:
+            seen = self.witness.read().get(slot)
+        except ValueError as error:
+            return self._close(slot, str(error))
+        if seen is not None:
+            self._must_hold[slot] = seen
+        if isinstance(await self.store.read(slot, None), Unborn):
+            if seen is not None:
+                return self._close(slot, "the store holds no revocation log, but this machine has seen one: an older copy?")
+            await self._birth(slot, now)
+        await self._follow(slot)
+        if slot in self._views and seen is not None and self._views[slot].position.n < seen.n:
+            self._close(slot, f"the store's log does not hold entry {seen.n} that was seen before: an older copy was restored")
+        return None
+
+    async def _level(self, slot: str, now: float) -> None:
+        owed: list[Entry] | None = None
+        while slot not in self._closed and owed != []:
+            async with self._lock(SYSTEM_SLOT):
+                await (self._follow(SYSTEM_SLOT) if SYSTEM_SLOT in self._views else self._open(SYSTEM_SLOT, now))
+            if SYSTEM_SLOT in self._closed:
+                return self._close(slot, f"what holds in every env cannot be read: {self._closed[SYSTEM_SLOT]}")
+            owed = self._owed(slot, now)
+            for entry in owed:
+                await self.extend(slot, entry, self.record(slot, "revocation_of_every_env", entry.lifts or entry.id))
+        return None
+
+    def _owed(self, slot: str, now: float) -> list[Entry]:
+        """What was said for every env and this log lacks: rules in force, and lifts of rules that stand in it."""
+        own, said = self.view(slot).entries, self.view(SYSTEM_SLOT).entries
+        known, standing = {entry.id for entry in own}, {entry.id for entry in in_force(own, now)}
+        rules = [entry for entry in in_force(said, now) if entry.id not in known]
+        return rules + [entry for entry in said if entry.lifts in standing and entry.id not in known]
+
     async def _birth(self, slot: str, now: float) -> None:
         entry = Entry(id=token_hex(16), act="birth", by="broker", at=int(now))
         text = entry.canonical()
-        await self.store.birth(slot, tag(self.key, slot, 0, "", text), text, self.birth_record(slot))
+        await self.store.birth(slot, tag(self.key, slot, 0, "", text), text, self.record(slot, "revocation_log_birth", ""))
 
     async def _follow(self, slot: str) -> None:
         while True:
@@ -139,13 +184,6 @@ class Revocations:
             self._views[slot] = view_of(slot, position, tuple(entries))
             self.witness.note(slot, Seen(position.n, position.tag))
         return None
-
-    def _witnessed(self, slot: str) -> dict[str, Seen]:
-        try:
-            return self.witness.read()
-        except ValueError as error:
-            self._close(slot, str(error))
-            return {slot: Seen(0, "")}
 
     def _close(self, slot: str, why: str) -> None:
         self._closed[slot] = why

@@ -31,16 +31,19 @@ class RevocationView:
         """The rules in force that cover these facts, oldest first.  `now` in epoch seconds."""
         if not self.index and not self.everyone:
             return ()
-        return tuple(entry for entry in self._candidates(facts) if not is_past(entry, now) and covers(entry, facts))
+        found = {entry.id: entry for entry in self._candidates(facts)}  # an issuer's rule may be met by name and by `iss`
+        return tuple(entry for entry in found.values() if not is_past(entry, now) and covers(entry, facts))
 
     def _candidates(self, facts: Facts) -> Iterable[Entry]:
         yield from self.everyone
-        for name in ("service_account", "subject", "trust_rule", "issuer"):
+        for name in ("service_account", "subject", "trust_rule"):
             yield from self.index.get((name, getattr(facts, name)), ())
-        for claim in self.watched.get(facts.issuer, ()):
-            # A claim outside the recorded set cannot be evaluated: every rule on it is looked at, and covers() says yes.
-            value = facts.claims.get(claim, _ANY)
-            yield from self.index.get(("claim", facts.issuer, claim, _ANY if value is _ANY else value or ""), ())
+        for issuer in (facts.issuer, facts.iss):
+            yield from self.index.get(("issuer", issuer), ())
+            for claim in self.watched.get(issuer, ()):
+                # A claim outside the recorded set cannot be evaluated: every rule on it is looked at, and covers() says yes.
+                value = facts.claims.get(claim, _ANY)
+                yield from self.index.get(("claim", issuer, claim, _ANY if value is _ANY else value or ""), ())
 
 
 _ANY = "\0any"
@@ -70,19 +73,23 @@ def view_of(slot: str, position: Position, entries: tuple[Entry, ...]) -> Revoca
 
 
 def _keys(entry: Entry) -> tuple[_Key, ...]:
-    """Where a rule is found: under one selector that every fact it covers must show.  None: it is looked at for everyone."""
+    """Where a rule is found: under one selector that every fact it covers must show.  None: it is looked at for everyone.
+
+    The name of an issuer and its `iss` are one selector in two forms, and never alike: a rule is found under each.
+    """
     selectors = entry.selectors
     if entry.unknown or not set(selectors) <= SELECTORS:
         return ()
     for name in ("service_account", "subject", "trust_rule"):
         if isinstance(selectors.get(name), str):
             return ((name, fact(selectors[name]) if name == "subject" else selectors[name]),)
-    issuer, claims = selectors.get("issuer"), selectors.get("claims")
-    if not isinstance(issuer, str):
+    issuers = [selectors[name] for name in ("issuer", "iss") if name in selectors]
+    if not all(isinstance(issuer, str) for issuer in issuers):
         return ()
-    if isinstance(claims, dict) and claims:
+    claims = selectors.get("claims")
+    if "issuer" in selectors and isinstance(claims, dict) and claims:
         claim, value = next(iter(sorted(claims.items())))
         if not isinstance(value, str):
             return ()
-        return (("claim", issuer, claim, fact(value)), ("claim", issuer, claim, _ANY))
-    return (("issuer", issuer),) if set(selectors) == {"issuer"} else ()
+        return tuple(("claim", issuer, claim, seen) for issuer in issuers for seen in (fact(value), _ANY))
+    return () if "claims" in selectors else tuple(("issuer", issuer) for issuer in issuers)

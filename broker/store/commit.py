@@ -56,7 +56,10 @@ _OK: Final = b"OK"
 
 
 class Store:
-    """One store, as a URL names it.  Connects when first used.  Every method raises StoreUnavailable."""
+    """One store, as a URL names it.  Connects when first used.  Every method raises StoreUnavailable.
+
+    While `held` says why, commits and appends are not even sent; what cuts off still is.
+    """
 
     def __init__(self, url: str, limits: Limits | None = None) -> None:
         """`url` as connect.py lists them.  Raises SettingsInvalid and CannotReach (unreadable TLS files)."""
@@ -68,6 +71,7 @@ class Store:
         self._line = Line(self._connector, library, self._limits)
         self._commit_name = library.function("commit")
         self._append_name = library.function("append")
+        self.held = ""
 
     @property
     def label(self) -> str:
@@ -81,6 +85,8 @@ class Store:
 
         Raises StoreUnavailable when it is not known whether it was recorded: then sign nothing, and `void`.
         """
+        if self.held:
+            raise errors.StoreUnavailable(self.held)
         begun = time.monotonic()
         slot, position, claim, limits = commit.slot, commit.position, commit.claim, self._limits
         prefix = names.prefix(slot)
@@ -111,6 +117,8 @@ class Store:
         With `position` it is a dry run's: it hears what a commit would hear of the log, of a used-up `claim` and of the
         clocks (StoreUnavailable), and uses up nothing.  Without, the record is written whatever the slot's state.
         """
+        if self.held:
+            raise errors.StoreUnavailable(self.held)
         keys = [names.audit(slot)]
         args: list[str | bytes | int] = [record]
         if position is not None:
@@ -226,14 +234,14 @@ class Store:
         return None if state is None else (state.decode(), facts)
 
     async def slots(self) -> tuple[str, ...]:
-        """The slots that have a log, sorted; by a scan of all keys, so not for a hot path."""
+        """The envs that have a log, sorted; by a scan of all keys, so not for a hot path."""
         found: set[str] = set()
         cursor = 0
         while True:
             cursor, keys = await self._answered(self._client.scan(cursor, match=names.HEADS, count=self._limits.scan_keys))
             found.update(names.slot_of(key.decode()) for key in keys)
             if cursor == 0:
-                return tuple(sorted(found))
+                return tuple(sorted(found - {names.SYSTEM_SLOT}))
 
     async def now(self) -> float:
         """The server's clock, epoch seconds."""

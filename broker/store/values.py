@@ -167,7 +167,7 @@ class StoreHealth:
     @property
     def durability(self) -> Literal["disk", "unverified"]:
         """`disk`: every answer follows its fsync.  `unverified`: that is not so, or it cannot be seen."""
-        synced = self.appendonly and self.appendfsync == "always" and self.fsync_on_rewrite
+        synced = self.appendonly and self.appendfsync == "always" and self.fsync_on_rewrite and self.aof_writable is not False
         return "disk" if self.reachable and synced else "unverified"
 
     @property

@@ -184,6 +184,6 @@ def _acts() -> Iterator[str]:
             for key, value in zip(node.keys, node.values, strict=True):
                 if isinstance(key, ast.Constant) and key.value == "act" and isinstance(value, ast.Constant):
                     yield str(value.value)
-        # The key rings name their acts to the one who builds the record.
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"self._record", "own_act"}:
+        # Key rings and revocation logs name their acts to the one who builds the record.
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"self._record", "self.record", "own_act"}:
             yield from (str(each.value) for each in node.args[1:2] if isinstance(each, ast.Constant))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,43 @@ from broker.keys.sealed import KeyEncryptionKey
 from broker.store import names
 from broker.store.commit import Store
 from broker.store.embedded import EmbeddedStore
+from broker.store.witness import Witness, ring_of
 from tests.store.conformance import told
 from tests.support.store_model import ModelStore
 
 KEY = KeyEncryptionKey(bytes(range(32)))
 DAY_S = 86_400
+Rings = Callable[..., KeyRings]
 PRIVATE_MEMBERS = {"d", "p", "q", "dp", "dq", "qi", "k", "oth"}
 
 
-def rings(store: Any, key: KeyEncryptionKey = KEY, *, publish_before_s: int = DAY_S) -> KeyRings:
-    return KeyRings(
-        store, key, limits=Limits(), rotate_every_s=30 * DAY_S, publish_before_s=publish_before_s,
-        record=lambda env, act: f"{act} {env}".encode(),
-    )  # fmt: skip
+@pytest.fixture
+def rings(tmp_path: Path) -> Rings:
+    """Makes nodes.  Those of one machine share its witness."""
+
+    def make(store: Any, key: KeyEncryptionKey = KEY, *, publish_before_s: int = DAY_S, machine: str = "here") -> KeyRings:
+        return KeyRings(
+            store, key, Witness(tmp_path / machine), limits=Limits(), rotate_every_s=30 * DAY_S,
+            publish_before_s=publish_before_s, record=lambda env, act: f"{act} {env}".encode(),
+        )  # fmt: skip
+
+    return make
+
+
+class Slow(ModelStore):
+    """Holds back what it has answered already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+        self.held_back: asyncio.Event | None = None
+
+    async def keys_get(self, slot: str) -> tuple[int, bytes] | None:
+        answer = await super().keys_get(slot)
+        if self.held_back is not None:
+            self.asked.set()
+            await self.held_back.wait()
+        return answer
 
 
 def kids(node: KeyRings, env: str = "prod") -> list[str]:
@@ -41,7 +65,7 @@ def states(node: KeyRings) -> list[str]:
     return [key["state"] for key in node.listing("prod")]
 
 
-async def test_two_nodes_that_begin_at_once_end_with_one_ring(store: Store) -> None:
+async def test_two_nodes_that_begin_at_once_end_with_one_ring(store: Store, rings: Rings) -> None:
     nodes = [rings(store), rings(store)]
     await asyncio.gather(*(node.open("prod") for node in nodes))
     assert kids(nodes[0]) == kids(nodes[1])
@@ -50,7 +74,7 @@ async def test_two_nodes_that_begin_at_once_end_with_one_ring(store: Store) -> N
         assert nodes[0].signing_key("prod", alg).kid == nodes[1].signing_key("prod", alg).kid
 
 
-async def test_two_nodes_that_rotate_at_once_end_with_one_ring(store: Store) -> None:
+async def test_two_nodes_that_rotate_at_once_end_with_one_ring(store: Store, rings: Rings) -> None:
     nodes = [rings(store), rings(store)]
     for node in nodes:
         await node.open("prod")
@@ -62,7 +86,7 @@ async def test_two_nodes_that_rotate_at_once_end_with_one_ring(store: Store) -> 
         assert kids(node) == before
 
 
-async def test_of_two_fresh_rotations_at_once_one_wins(store: Store) -> None:
+async def test_of_two_fresh_rotations_at_once_one_wins(store: Store, rings: Rings) -> None:
     nodes = [rings(store), rings(store)]
     for node in nodes:
         await node.open("prod")
@@ -72,7 +96,7 @@ async def test_of_two_fresh_rotations_at_once_one_wins(store: Store) -> None:
     assert (await told(store)).count(b"rotate") == 1
 
 
-async def test_what_is_published_is_public_and_names_itself(store: Store) -> None:
+async def test_what_is_published_is_public_and_names_itself(store: Store, rings: Rings) -> None:
     node = rings(store)
     await node.open("prod")
     await node.tick("prod")
@@ -90,7 +114,7 @@ async def test_what_is_published_is_public_and_names_itself(store: Store) -> Non
     assert not {f'"{member}":'.encode() for member in PRIVATE_MEMBERS} & set(stored[1].split(b","))
 
 
-async def test_keys_rotate_by_the_stores_clock_and_follow_each_other() -> None:
+async def test_keys_rotate_by_the_stores_clock_and_follow_each_other(rings: Rings) -> None:
     store = ModelStore()
     node, other = rings(store), rings(store)
     await node.open("prod")
@@ -114,7 +138,7 @@ async def test_keys_rotate_by_the_stores_clock_and_follow_each_other() -> None:
     assert node.key("prod", first) is None
 
 
-async def test_an_asked_rotation_waits_for_caches_and_no_longer() -> None:
+async def test_an_asked_rotation_waits_for_caches_and_no_longer(rings: Rings) -> None:
     store = ModelStore()
     node = rings(store)
     await node.open("prod")
@@ -127,7 +151,7 @@ async def test_an_asked_rotation_waits_for_caches_and_no_longer() -> None:
     assert node.signing_key("prod", "ES256").kid == following
 
 
-async def test_a_publish_time_shorter_than_caches_live_is_lengthened() -> None:
+async def test_a_publish_time_shorter_than_caches_live_is_lengthened(rings: Rings) -> None:
     store = ModelStore()
     node = rings(store, publish_before_s=1)
     await node.open("prod")
@@ -137,7 +161,7 @@ async def test_a_publish_time_shorter_than_caches_live_is_lengthened() -> None:
     assert newest["active_from"] - newest["published_at"] >= Limits().key_publish_s_min
 
 
-async def test_a_fresh_rotation_trusts_nothing_that_was_published() -> None:
+async def test_a_fresh_rotation_trusts_nothing_that_was_published(rings: Rings) -> None:
     store = ModelStore()
     node = rings(store)
     await node.open("prod")
@@ -150,7 +174,7 @@ async def test_a_fresh_rotation_trusts_nothing_that_was_published() -> None:
     assert node.signing_key("prod", "ES256").kid not in before
 
 
-async def test_a_node_with_another_key_encryption_key_is_told_so(store: Store) -> None:
+async def test_a_node_with_another_key_encryption_key_is_told_so(store: Store, rings: Rings) -> None:
     await rings(store).open("prod")
     stranger = rings(store, KeyEncryptionKey(bytes(32)))
     with pytest.raises(KeysUnavailable, match="another key-encryption key"):
@@ -159,7 +183,7 @@ async def test_a_node_with_another_key_encryption_key_is_told_so(store: Store) -
         stranger.signing_key("prod", "ES256")
 
 
-async def test_a_ring_that_goes_back_is_refused_until_it_is_mended(store: Store) -> None:
+async def test_a_ring_that_goes_back_is_refused_until_it_is_mended(store: Store, rings: Rings) -> None:
     node = rings(store)
     await node.open("prod")
     earlier = await store.keys_get("prod")
@@ -177,7 +201,114 @@ async def test_a_ring_that_goes_back_is_refused_until_it_is_mended(store: Store)
     assert node.signing_key("prod", "ES256").kid
 
 
-async def test_an_older_ring_under_a_newer_version_is_refused(store: Store) -> None:
+async def test_an_older_copy_of_the_store_brings_no_condemned_key_back_after_a_restart(store: Store, rings: Rings) -> None:
+    node = rings(store)
+    await node.open("prod")
+    earlier = await store.keys_get("prod")
+    assert earlier is not None
+    await node.rotate("prod", fresh=True, record=b"rotate fresh")
+    later = await store.keys_get("prod")
+    assert later is not None
+    await put(store, *earlier)
+    again = rings(store)
+    await again.open("prod")
+    await again.open("dev")
+    for call in (lambda: again.signing_key("prod", "ES256"), lambda: again.jwks("prod"), lambda: again.listing("prod")):
+        with pytest.raises(KeysUnavailable, match=r"older copy|not been loaded"):
+            call()
+    with pytest.raises(KeysUnavailable, match="went back from version 2 to 1"):
+        await again.tick("prod")
+    with pytest.raises(KeysUnavailable, match="went back"):
+        await again.rotate("prod", fresh=False, record=b"rotate")
+    assert await store.keys_get("prod") == earlier, "nothing is built on an older copy"
+    assert again.signing_key("dev", "ES256").kid, "one env's ring is not another's"
+    await put(store, *later)
+    await again.tick("prod")
+    assert again.signing_key("prod", "ES256").kid
+
+
+async def test_a_ring_that_this_machine_has_seen_is_not_made_anew_in_an_empty_store(store: Store, rings: Rings) -> None:
+    await rings(store).open("prod")
+    await store._client.delete(names.keys("prod"))
+    again = rings(store)
+    await again.open("prod")
+    with pytest.raises(KeysUnavailable, match="gone"):
+        again.signing_key("prod", "ES256")
+    assert await store.keys_get("prod") is None
+
+
+async def test_another_ring_of_the_same_version_is_another_history(store: Store, rings: Rings) -> None:
+    node = rings(store)
+    await node.open("prod")
+    earlier = await store.keys_get("prod")
+    assert earlier is not None
+    await node.rotate("prod", fresh=True, record=b"rotate fresh")
+    await put(store, *earlier)
+    stranger = rings(store, machine="elsewhere")
+    await stranger.open("prod")
+    await stranger.rotate("prod", fresh=False, record=b"rotate")
+    assert (await store.keys_get("prod") or (0, b""))[0] == 2
+    again = rings(store)
+    await again.open("prod")
+    with pytest.raises(KeysUnavailable, match="another history"):
+        again.signing_key("prod", "ES256")
+
+
+async def test_a_running_node_notices_it_too(store: Store, rings: Rings, tmp_path: Path) -> None:
+    node, stranger = rings(store), rings(store, machine="elsewhere")
+    await node.open("prod")
+    earlier = await store.keys_get("prod")
+    assert earlier is not None
+    await node.rotate("prod", fresh=True, record=b"rotate fresh")
+    (tmp_path / "here").unlink()
+    await put(store, *earlier)
+    await stranger.open("prod")
+    await stranger.rotate("prod", fresh=False, record=b"rotate")
+    with pytest.raises(KeysUnavailable, match="another history"):
+        await node.tick("prod")
+
+
+async def test_a_witness_that_is_moved_away_lets_an_operator_go_on(store: Store, rings: Rings, tmp_path: Path) -> None:
+    node = rings(store)
+    await node.open("prod")
+    earlier = await store.keys_get("prod")
+    assert earlier is not None
+    await node.rotate("prod", fresh=True, record=b"rotate fresh")
+    await put(store, *earlier)
+    (tmp_path / "here").rename(tmp_path / "aside")
+    again = rings(store)
+    await again.open("prod")
+    assert again.signing_key("prod", "ES256").kid
+    assert Witness(tmp_path / "here").read()[ring_of("prod")].n == 1
+
+
+async def test_a_damaged_witness_proves_nothing_so_nothing_is_signed(store: Store, rings: Rings, tmp_path: Path) -> None:
+    await rings(store).open("prod")
+    (tmp_path / "here").write_text("{")
+    again = rings(store)
+    await again.open("prod")
+    with pytest.raises(KeysUnavailable, match="damaged"):
+        again.signing_key("prod", "ES256")
+
+
+async def test_an_answer_that_a_sibling_has_overtaken_is_no_way_back(rings: Rings) -> None:
+    """Two looks at once in one node: the later answer of the store may arrive first."""
+    store = Slow()
+    node = rings(store)
+    await node.open("prod")
+    store.held_back = asyncio.Event()
+    late = asyncio.create_task(node.tick("prod"))
+    await store.asked.wait()
+    store.held_back, released = None, store.held_back
+    assert await node.rotate("prod", fresh=True, record=b"rotate fresh")
+    before = kids(node)
+    released.set()
+    await late
+    assert kids(node)[: len(before)] == before
+    assert node.signing_key("prod", "ES256").kid
+
+
+async def test_an_older_ring_under_a_newer_version_is_refused(store: Store, rings: Rings) -> None:
     node = rings(store)
     await node.open("prod")
     earlier = await store.keys_get("prod")
@@ -190,7 +321,7 @@ async def test_an_older_ring_under_a_newer_version_is_refused(store: Store) -> N
         node.signing_key("prod", "ES256")
 
 
-async def test_the_ring_of_another_env_is_refused(store: Store) -> None:
+async def test_the_ring_of_another_env_is_refused(store: Store, rings: Rings) -> None:
     node = rings(store)
     await node.open("dev")
     stolen = await store.keys_get("dev")
@@ -201,7 +332,7 @@ async def test_the_ring_of_another_env_is_refused(store: Store) -> None:
     assert node.signing_key("dev", "ES256").kid
 
 
-async def test_a_ring_that_vanishes_is_not_quietly_made_anew(store: Store) -> None:
+async def test_a_ring_that_vanishes_is_not_quietly_made_anew(store: Store, rings: Rings) -> None:
     node = rings(store)
     await node.open("prod")
     await store._client.delete(names.keys("prod"))
@@ -216,7 +347,7 @@ def folder() -> Iterator[Path]:
         yield Path(made)
 
 
-async def test_the_last_good_ring_stays_in_use_while_the_store_is_away(folder: Path) -> None:
+async def test_the_last_good_ring_stays_in_use_while_the_store_is_away(folder: Path, rings: Rings) -> None:
     server = EmbeddedStore(folder)
     store = Store(await server.start())
     node = rings(store)
@@ -234,12 +365,12 @@ async def test_the_last_good_ring_stays_in_use_while_the_store_is_away(folder: P
     await server.stop()
 
 
-async def test_an_env_that_was_not_opened_signs_nothing(store: Store) -> None:
+async def test_an_env_that_was_not_opened_signs_nothing(store: Store, rings: Rings) -> None:
     with pytest.raises(KeysUnavailable, match="not been loaded"):
         rings(store).signing_key("prod", "ES256")
 
 
-async def test_an_algorithm_that_no_key_has_signs_nothing(store: Store) -> None:
+async def test_an_algorithm_that_no_key_has_signs_nothing(store: Store, rings: Rings) -> None:
     node = rings(store)
     await node.open("prod")
     for alg in ("HS256", "none", "ES384"):

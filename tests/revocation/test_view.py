@@ -16,6 +16,7 @@ START = Position(0, 0, "0" * 64)
 FACTS = Facts(
     service_account="svc-a",
     issuer="github",
+    iss="https://github.example",
     subject="repo:acme/payments:ref:refs/heads/main",
     trust_rule="release",
     claims={"repository_id": "7432112", "environment": None, "ref": "refs/heads/main"},
@@ -39,6 +40,13 @@ def covering(*entries: Entry, facts: Facts = FACTS, now: float = 100) -> list[st
     pytest.param({"service_account": "svc-b"}, False, id="another account"),
     pytest.param({"issuer": "github"}, True, id="the issuer"),
     pytest.param({"issuer": "gitlab"}, False, id="another issuer"),
+    pytest.param({"issuer": "old name", "iss": FACTS.iss}, True, id="the issuer under the name that it had"),
+    pytest.param({"issuer": "github", "iss": "https://old.example"}, True, id="the issuer at the URL that it had"),
+    pytest.param({"issuer": "gitlab", "iss": "https://gitlab.example"}, False, id="another issuer in both forms"),
+    pytest.param({"iss": FACTS.iss}, True, id="the issuer by its URL alone"),
+    pytest.param({"issuer": "gitlab", "iss": 1}, True, id="an issuer of a wrong type cannot be evaluated"),
+    pytest.param({"issuer": "old name", "iss": FACTS.iss, "claims": {"repository_id": "7432112"}}, True, id="a claim under a renamed issuer"),
+    pytest.param({"issuer": "old name", "iss": FACTS.iss, "claims": {"repository_id": "1"}}, False, id="another claim under a renamed issuer"),
     pytest.param({"subject": FACTS.subject}, True, id="the subject"),
     pytest.param({"trust_rule": "release"}, True, id="the rule"),
     pytest.param({"issuer": "github", "claims": {"repository_id": "7432112"}}, True, id="a stable id under its issuer"),
@@ -82,13 +90,13 @@ def test_selectors_that_are_no_object_cover() -> None:
 
 def test_a_long_value_is_found_by_its_hash() -> None:
     long = "x" * 400
-    facts = Facts("svc-a", "github", "s", "r", {"ref": fact(long)})
+    facts = Facts("svc-a", "github", "https://github.example", "s", "r", {"ref": fact(long)})
     assert covering(rule(issuer="github", claims={"ref": long}), facts=facts) == ["r1"]
 
 
 @pytest.mark.parametrize("subject", ["s" * 400, "line\u2028separator", "eyJhbGciOiJIUzI1NiJ9.e30.x"], ids=["long", "unprintable", "a token"])
 def test_a_subject_is_found_as_it_is_and_as_the_record_shows_it(subject: str) -> None:
-    facts = Facts("svc-a", "github", fact(subject), "r", {})
+    facts = Facts("svc-a", "github", "https://github.example", fact(subject), "r", {})
     assert covering(rule(subject=subject), facts=facts) == ["r1"]
     assert covering(rule(subject=fact(subject)), facts=facts) == ["r1"]
     assert subject not in fact(subject)
@@ -106,6 +114,7 @@ selectors = st.fixed_dictionaries(
     optional={
         "service_account": values,
         "issuer": values,
+        "iss": values | st.just(1),
         "subject": values,
         "trust_rule": values,
         "claims": st.dictionaries(st.sampled_from(["k", "l", "m"]), values, max_size=2),
@@ -116,6 +125,7 @@ facts_of_all_kinds = st.builds(
     Facts,
     service_account=values,
     issuer=values,
+    iss=values,
     subject=values,
     trust_rule=values,
     claims=st.dictionaries(st.sampled_from(["k", "l"]), st.none() | values, max_size=2),
@@ -149,6 +159,17 @@ def test_two_tries_of_one_act_have_one_digest() -> None:
     again = Entry(id="r1", act="revoke", by="bob", at=9, selectors={"issuer": "a"})
     other = Entry(id="r1", act="revoke", by="ann", at=1, selectors={"issuer": "b"})
     assert first.digest() == again.digest() != other.digest()
+
+
+def test_what_an_issuers_name_was_bound_to_makes_no_other_act() -> None:
+    plain = Entry(id="r1", act="revoke", by="ann", at=1, selectors={"issuer": "a"})
+    bound = Entry(id="r1", act="revoke", by="ann", at=1, selectors={"issuer": "a", "iss": "https://a.example"})
+    alone = Entry(id="r1", act="revoke", by="ann", at=1, selectors={"iss": "https://a.example"})
+    assert plain.digest() == bound.digest() != alone.digest()
+
+
+def test_a_rule_that_is_met_by_name_and_by_iss_is_told_once() -> None:
+    assert covering(rule(issuer="github", iss=FACTS.iss)) == ["r1"]
 
 
 def test_an_entry_survives_its_canonical_text() -> None:

@@ -122,6 +122,13 @@ async def test_of_many_that_add_at_once_one_wins(store: Any) -> None:
     assert sum(isinstance(outcome, ConflictAt) for outcome in outcomes) == 7
 
 
+async def test_the_systems_log_is_no_envs(store: Any) -> None:
+    await born(store, "system")
+    assert await store.slots() == ()
+    await born(store, "qa")
+    assert await store.slots() == ("qa",)
+
+
 # The transaction
 
 

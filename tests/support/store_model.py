@@ -151,7 +151,7 @@ class ModelStore:
         return (known[1], known[2]) if known else None
 
     async def slots(self) -> tuple[str, ...]:
-        return tuple(sorted(slot for slot, at in self.at.items() if at.log))
+        return tuple(sorted(slot for slot, at in self.at.items() if at.log and slot != "system"))
 
     async def now(self) -> float:
         return time.time() + self.ahead_s

@@ -1,12 +1,16 @@
-"""The witness: a small file outside the store's folder that remembers how far each chain has come.
+"""The witness: a small file outside the store's folder that remembers how far each revocation log and key ring has come.
 
-If the store ever shows less than its witness, an older copy was restored, and revocations may be missing: the node is not
-ready (STATE.md, start).  Written under a lock, only upwards, fsynced after each change.
+If the store ever shows less than its witness, an older copy was restored: revocations may be missing, and keys that were
+condemned may be back.  What is behind serves nothing then.  Written under a lock, only upwards, fsynced after each change.
+Used by revocation/ and keys/; a log stands under its slot's name, a ring under `ring_of(slot)`.
+
+Read it before the store is asked: whatever it holds by then, the store has shown to somebody.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -15,10 +19,20 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The highest entry of a slot's chain that was ever seen: its number and tag."""
+    """The furthest that was ever seen: of a log its last entry's number and tag, of a ring its version and its hash."""
 
     n: int
     tag: str
+
+
+def ring_of(slot: str) -> str:
+    """The name under which a slot's key ring stands in the witness; no slot is called so."""
+    return f"{slot}/keys"
+
+
+def ring_seen(version: int, ring: bytes) -> Seen:
+    """A key ring as the witness remembers it."""
+    return Seen(version, hashlib.sha256(ring).hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,28 +42,28 @@ class Witness:
     path: Path
 
     def read(self) -> dict[str, Seen]:
-        """What was seen, by slot; empty where no file is.  Raises ValueError on a damaged file: it proves nothing then."""
+        """What was seen, by name; empty where no file is.  Raises ValueError on a damaged file: it proves nothing then."""
         try:
             text = self.path.read_text("utf-8")
         except FileNotFoundError:
             return {}
         try:
             body = json.loads(text)
-            return {slot: Seen(int(seen["n"]), str(seen["tag"])) for slot, seen in body.items()}
+            return {name: Seen(int(seen["n"]), str(seen["tag"])) for name, seen in body.items()}
         except (AttributeError, KeyError, TypeError, ValueError):
             hint = "move it away only if you know that the store is the newest copy"
             raise ValueError(f"{self.path} is damaged; {hint}") from None
 
-    def note(self, slot: str, seen: Seen) -> None:
+    def note(self, name: str, seen: Seen) -> None:
         """Remembers `seen` if it is further than what the file holds."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             known = self.read()
-            if slot in known and known[slot].n >= seen.n:
+            if name in known and known[name].n >= seen.n:
                 return
-            known[slot] = seen
+            known[name] = seen
             self._replace({name: {"n": entry.n, "tag": entry.tag} for name, entry in sorted(known.items())})
         finally:
             os.close(lock)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.revocation.witness import Seen, Witness
+from broker.store.witness import Seen, Witness
 
 
 def test_it_only_moves_up(tmp_path: Path) -> None:
