@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import Struct
 from opentelemetry.trace import SpanContext
 
 
-@dataclass(slots=True)
-class Trace:
+class Trace(Struct):
     """The marks of one request.  Instants in nanoseconds since the epoch; `marks` are (name, start, end)."""
 
     trace_id: int
@@ -19,8 +18,8 @@ class Trace:
     clock_ns: int
     foreign: SpanContext | None = None
     parent_span_id: int = 0
-    marks: list[tuple[str, int, int]] = field(default_factory=list)
-    attributes: dict[str, Any] = field(default_factory=dict)
+    marks: list[tuple[str, int, int]] = []
+    attributes: dict[str, Any] = {}
 
     @property
     def trace_id_hex(self) -> str:
@@ -34,10 +33,10 @@ class Trace:
 
     def stages_ms(self) -> dict[str, float]:
         """Milliseconds of each stage that has ended so far; a stage that ran twice counts in full."""
-        totals: dict[str, float] = {}
+        totals: dict[str, int] = {}
         for name, start, end in self.marks:
-            totals[name] = round(totals.get(name, 0.0) + (end - start) / 1e6, 3)
-        return totals
+            totals[name] = totals.get(name, 0) + end - start
+        return {name: spent // 1000 / 1000 for name, spent in totals.items()}
 
 
 CURRENT: ContextVar[Trace | None] = ContextVar("broker_trace", default=None)

@@ -1,7 +1,7 @@
 """Finished traces as an OTLP request (opentelemetry-proto, collector/trace/v1).
 
-All spans of one kind differ only in ids and times, and those are of fixed size.  So each kind is encoded once, by the
-official protobuf classes, with marks in their places; every span after that is a copy with its ids and times put in.
+All traces of one kind differ only in ids and times, and those are of fixed size.  So each kind is encoded once, by the
+official protobuf classes, with blanks in their places; every trace after that is that text with its ids and times put in.
 tests/telemetry holds the bytes to what the SDK's own encoder makes of the same spans.
 """
 
@@ -21,7 +21,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from broker import __version__
-from broker.telemetry.marks import Finished
+from broker.telemetry.marks import Finished, Trace
 
 SCOPE_NAME = "broker"
 KINDS_MAX = 512  # outcomes times statuses times errors: far more than there are
@@ -32,55 +32,20 @@ _SPANS = b"\x12"  # field 2 of ScopeSpans, and of ResourceSpans its scope_spans
 _RESOURCE_SPANS = b"\x0a"  # field 1 of ExportTraceServiceRequest
 
 _TRACE, _ID, _PARENT = b"\xa1" * 16, b"\xb2" * 8, b"\xc3" * 8
-_START, _END = int.from_bytes(b"\xd4" * 8, "little"), int.from_bytes(b"\xe5" * 8, "little")
+_START, _END = b"\xd4" * 8, b"\xe5" * 8
 _LINK_TRACE, _LINK_ID = b"\xf6" * 16, b"\x97" * 8
 
 _Kind = tuple[Any, ...]
+_fixed64 = struct.Struct("<Q").pack
 
 
-@dataclass(frozen=True, slots=True)
-class _Template:
-    """One kind of span, encoded; where its ids and times stand (-1: it has no such field)."""
-
-    octets: bytes
-    trace: int
-    id: int
-    parent: int
-    times: int
-    gap: int
-    link_trace: int
-    link_id: int
-
-    @classmethod
-    def of(cls, span: Span) -> _Template:
-        raw = span.SerializeToString(deterministic=True)
-        prefix = _SPANS + varint(len(raw))
-        octets = prefix + raw
-        start = octets.index(b"\xd4" * 8)
-        return cls(
-            octets=octets,
-            trace=octets.index(_TRACE),
-            id=octets.index(_ID),
-            parent=octets.find(_PARENT),
-            times=start,
-            gap=octets.index(b"\xe5" * 8) - start,
-            link_trace=octets.find(_LINK_TRACE),
-            link_id=octets.find(_LINK_ID),
-        )
-
-    def made(self, trace: bytes, id: bytes, parent: bytes, start_ns: int, end_ns: int) -> bytearray:
-        """A span of this kind."""
-        span = bytearray(self.octets)
-        span[self.trace : self.trace + 16] = trace
-        span[self.id : self.id + 8] = id
-        if self.parent >= 0:
-            span[self.parent : self.parent + 8] = parent
-        _FIXED64.pack_into(span, self.times, start_ns)
-        _FIXED64.pack_into(span, self.times + self.gap, end_ns)
-        return span
-
-
-_FIXED64 = struct.Struct("<Q")
+def _blank(span: Span, *places: bytes) -> bytes:
+    """A span as a bytes format (printf style): `%b` where an id or a time stands, in the order of its fields."""
+    raw = span.SerializeToString(deterministic=True)
+    octets = (_SPANS + varint(len(raw)) + raw).replace(b"%", b"%%")
+    for place in places:
+        octets = octets.replace(place, b"%b", 1)
+    return octets
 
 
 @dataclass(slots=True)
@@ -91,7 +56,7 @@ class Encoder:
     _head: bytes = b""
     _tail: bytes = b""
     _scope: bytes = b""
-    _kinds: dict[_Kind, _Template] = field(default_factory=dict)
+    _kinds: dict[_Kind, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._head = ResourceSpans(resource=encode_resource(self.resource)).SerializeToString(deterministic=True)
@@ -99,38 +64,44 @@ class Encoder:
         scope = encode_scope(InstrumentationScope(SCOPE_NAME, __version__))
         self._scope = ScopeSpans(scope=scope).SerializeToString(deterministic=True)
 
-    def request(self, spans: Iterable[bytes | bytearray]) -> bytes:
+    def request(self, spans: Iterable[bytes]) -> bytes:
         """An ExportTraceServiceRequest of encoded spans."""
         scope_spans = self._scope + b"".join(spans)
         body = self._head + _SPANS + varint(len(scope_spans)) + scope_spans + self._tail
         return _RESOURCE_SPANS + varint(len(body)) + body
 
-    def spans(self, finished: Finished) -> list[bytearray]:
+    def spans(self, finished: Finished) -> bytes:
         """The root span `exchange` of a finished trace, and one child for each of its marks."""
         trace, ended_clock_ns, error = finished
+        marks, root, foreign = trace.marks, trace.span_id, trace.foreign
+        has_parent = bool(trace.parent_span_id)
+        linked = foreign is not None and not has_parent
+        kind = (error, has_parent, linked, *[mark[0] for mark in marks], *trace.attributes.items())
+        blank = self._kinds.get(kind) or self._learn(kind, trace, error, has_parent, linked)
         offset_ns = trace.started_ns - trace.clock_ns
-        trace_id, root_id = trace.trace_id.to_bytes(16, "big"), trace.span_id.to_bytes(8, "big")
-        linked = trace.foreign is not None and not trace.parent_span_id
-        kind = ("exchange", error, bool(trace.parent_span_id), linked, *trace.attributes.items())
-        template = self._kinds.get(kind) or self._learn(kind, _root(trace.attributes, error, bool(trace.parent_span_id), linked))
-        parent = trace.parent_span_id.to_bytes(8, "big")
-        root = template.made(trace_id, root_id, parent, trace.started_ns, ended_clock_ns + offset_ns)
-        if linked and trace.foreign is not None:
-            root[template.link_trace : template.link_trace + 16] = trace.foreign.trace_id.to_bytes(16, "big")
-            root[template.link_id : template.link_id + 8] = trace.foreign.span_id.to_bytes(8, "big")
-        encoded = [root]
-        for number, (name, start, end) in enumerate(trace.marks, 1):
+        trace_id, root_id = trace.trace_id.to_bytes(16, "big"), root.to_bytes(8, "big")
+        values = [trace_id, root_id]
+        if has_parent:
+            values.append(trace.parent_span_id.to_bytes(8, "big"))
+        values += (_fixed64(trace.started_ns), _fixed64(ended_clock_ns + offset_ns))
+        if linked and foreign is not None:
+            values += (foreign.trace_id.to_bytes(16, "big"), foreign.span_id.to_bytes(8, "big"))
+        number = root
+        for _, start, end in marks:
             # Derived, not drawn: a mark carries no id of its own, and one trace must not show two spans under one id.
-            span_id = ((trace.span_id + number) % 2**64 or 2**63).to_bytes(8, "big")
-            template = self._kinds.get((name,)) or self._learn((name,), _child(name))
-            encoded.append(template.made(trace_id, span_id, root_id, start + offset_ns, end + offset_ns))
-        return encoded
+            number = (number + 1) % 2**64 or 1
+            values += (trace_id, number.to_bytes(8, "big"), root_id, _fixed64(start + offset_ns), _fixed64(end + offset_ns))
+        return blank % tuple(values)
 
-    def _learn(self, kind: _Kind, span: Span) -> _Template:
+    def _learn(self, kind: _Kind, trace: Trace, error: str, has_parent: bool, linked: bool) -> bytes:
         if len(self._kinds) >= KINDS_MAX:
             self._kinds.clear()
-        template = self._kinds[kind] = _Template.of(span)
-        return template
+        root = _root(trace.attributes, error, has_parent, linked)
+        parent, link = (_PARENT,) if has_parent else (), (_LINK_TRACE, _LINK_ID) if linked else ()
+        blanks = [_blank(root, _TRACE, _ID, *parent, _START, _END, *link)]
+        blanks += [_blank(_child(name), _TRACE, _ID, _PARENT, _START, _END) for name, _, _ in trace.marks]
+        blank = self._kinds[kind] = b"".join(blanks)
+        return blank
 
 
 def _root(attributes: dict[str, Any], error: str, has_parent: bool, linked: bool) -> Span:
@@ -140,8 +111,8 @@ def _root(attributes: dict[str, Any], error: str, has_parent: bool, linked: bool
         parent_span_id=_PARENT if has_parent else b"",
         name="exchange",
         kind=Span.SpanKind.SPAN_KIND_SERVER,
-        start_time_unix_nano=_START,
-        end_time_unix_nano=_END,
+        start_time_unix_nano=int.from_bytes(_START, "little"),
+        end_time_unix_nano=int.from_bytes(_END, "little"),
         attributes=encode_attributes(attributes),
         links=[Span.Link(trace_id=_LINK_TRACE, span_id=_LINK_ID, flags=_REMOTE)] if linked else None,
         status=Status(code=Status.StatusCode.STATUS_CODE_ERROR, message=error) if error else Status(),
@@ -156,8 +127,8 @@ def _child(name: str) -> Span:
         parent_span_id=_PARENT,
         name=name,
         kind=Span.SpanKind.SPAN_KIND_INTERNAL,
-        start_time_unix_nano=_START,
-        end_time_unix_nano=_END,
+        start_time_unix_nano=int.from_bytes(_START, "little"),
+        end_time_unix_nano=int.from_bytes(_END, "little"),
         status=Status(),
         flags=_LOCAL,
     )

@@ -148,10 +148,10 @@ class Tracer:
         if exporter is None or time.monotonic() < self._resting_until:
             metrics.TRACES_DROPPED.inc(len(batch))
             return
-        spans: list[bytearray] = []
+        spans: list[bytes] = []
         for finished in batch:
             if self._always or self._sampled(finished[0]):
-                spans += self._encoder.spans(finished)
+                spans.append(self._encoder.spans(finished))
         if spans and not exporter._client.export(self._encoder.request(spans)).success:  # pyright: ignore[reportPrivateUsage]
             metrics.TRACES_DROPPED.inc(len(batch))
             self._resting_until = time.monotonic() + COLLECTOR_REST_S

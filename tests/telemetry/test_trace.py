@@ -75,7 +75,7 @@ def test_exported_bytes_are_those_of_the_sdk(headers: dict[str, str] | None, inc
     ended_clock = made.clock_ns + 9_000
     encoder = Encoder(RESOURCE)
     for _ in range(2):  # the second time from what it learned the first time
-        ours = encoder.request(encoder.spans((made, ended_clock, error)))
+        ours = encoder.request([encoder.spans((made, ended_clock, error))])
         assert ours == as_the_sdk_would(made, ended_clock + made.started_ns - made.clock_ns, error)
 
 
