@@ -14,6 +14,7 @@ meets a key that it does not have, nor misses one that it still needs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -65,6 +66,12 @@ class Ring:
         """What signs at `t`: the newest generation whose time has come and not passed."""
         active = [g for g in self.generations if g.active_from <= t and not _is_gone(g, t)]
         return max(active, key=lambda g: g.active_from, default=None)
+
+    def unchanged(self, t: float) -> tuple[float, float]:
+        """From when, and until before when, all that this ring says of `t` stays true."""
+        instants = [at for g in self.generations for at in (g.published_at, g.active_from, g.gone_at) if at is not None]
+        before, after = [at for at in instants if at <= t], [at for at in instants if at > t]
+        return max(before, default=-math.inf), min(after, default=math.inf)
 
     def next(self, t: float) -> Generation | None:
         """What will sign: the earliest generation whose time has not come."""

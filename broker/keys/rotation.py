@@ -40,6 +40,10 @@ class _Held:
     ring: Ring
     seen: Seen
     keys: dict[str, SigningKey] = field(default_factory=dict)
+    signing: dict[str, KeyPair] = field(default_factory=dict)
+    published: dict[str, KeyPair] = field(default_factory=dict)
+    since: float = 0.0
+    until: float = 0.0
 
 
 class KeyRings:
@@ -73,21 +77,18 @@ class KeyRings:
 
     def signing_key(self, env: str, alg: str) -> SigningKey:
         """What signs now with this algorithm.  Raises `KeysUnavailable`."""
-        held = self._good(env)
-        generation = held.ring.current(self.now())
-        for pair in generation.keys if generation else ():
-            if pair.alg == alg:
-                return self._opened(env, held, pair)
-        raise KeysUnavailable(f"no {alg} key of {env} may sign now")
+        held = self._now(self._good(env))
+        pair = held.signing.get(alg)
+        if pair is None:
+            raise KeysUnavailable(f"no {alg} key of {env} may sign now")
+        return held.keys.get(pair.kid) or self._opened(env, held, pair)
 
     def key(self, env: str, kid: str) -> SigningKey | None:
         """A key that this node still publishes, by its kid."""
         held = self._held.get(env)
-        for generation in held.ring.published(self.now()) if held else ():
-            for pair in generation.keys:
-                if held is not None and pair.kid == kid:
-                    return self._opened(env, held, pair)
-        return None
+        if held is None or (pair := self._now(held).published.get(kid)) is None:
+            return None
+        return held.keys.get(kid) or self._opened(env, held, pair)
 
     def jwks(self, env: str) -> bytes:
         """The public key set, current keys first (RFC 7517 §5).  Raises `KeysUnavailable` if none was ever loaded.
@@ -201,6 +202,16 @@ class KeyRings:
             raise
         self._witness.note(ring_of(env), seen)
         self._held[env] = _Held(ring, seen, held.keys if held else {})
+
+    def _now(self, held: _Held) -> _Held:
+        """What a ring means at this moment, worked out again only when one of its instants has passed."""
+        now = self.now()
+        if not held.since <= now < held.until:
+            current = held.ring.current(now)
+            held.signing = {pair.alg: pair for pair in current.keys} if current else {}
+            held.published = {pair.kid: pair for generation in held.ring.published(now) for pair in generation.keys}
+            held.since, held.until = held.ring.unchanged(now)
+        return held
 
     def _good(self, env: str) -> _Held:
         if env in self._refused:

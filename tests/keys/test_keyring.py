@@ -164,3 +164,17 @@ def test_a_verifier_that_caches_as_long_as_it_may_never_fails(
         assert kid is not None
         fetched = at + used_after_s - cached_s
         assert kid in history.kids(max(T, fetched)), f"signed at {at}, set of {fetched}"
+
+
+instants = st.integers(T, T + 100)
+generations = st.builds(
+    Generation, instants, instants, st.just(fresh("any").keys), st.one_of(st.none(), st.integers(T, T + 200))
+)
+
+
+@given(ring=st.builds(Ring, st.just(1), st.lists(generations, min_size=1, max_size=5).map(tuple)), t=st.integers(T - 5, T + 205))
+def test_what_a_ring_says_stays_true_from_instant_to_instant(ring: Ring, t: int) -> None:
+    since, until = ring.unchanged(t)
+    assert since <= t < until
+    for moment in (max(since, T - 9), (max(since, T - 9) + t) / 2, (t + min(until, T + 299)) / 2, min(until, T + 299) - 0.001):
+        assert (ring.current(moment), ring.published(moment)) == (ring.current(t), ring.published(t))
