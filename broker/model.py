@@ -51,9 +51,14 @@ class Issuer:
     recorded: tuple[str, ...] = ()
     tenant_ids: tuple[str, ...] = ()
     reading: Reading = field(init=False, repr=False, compare=False)
+    needed: frozenset[str] = field(init=False, repr=False, compare=False)
+    facts: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        """What every token of this issuer would work out again: how claims are read, which must be there, which are facts."""
         object.__setattr__(self, "reading", Reading.of(self.claims, self.families))
+        object.__setattr__(self, "needed", frozenset({"sub", "aud", "exp", *self.required}))
+        object.__setattr__(self, "facts", tuple(dict.fromkeys((*self.recorded, *self.stable_ids, *self.tenant_ids))))
 
     def accepted_audiences(self, env: str, base_url: str) -> tuple[str, ...]:
         """Audiences that a token for `env` may carry, the advertised one first; empty refuses."""

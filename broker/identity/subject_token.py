@@ -42,7 +42,7 @@ from broker.model import ExchangeRequest, Issuer, Issuers, Workload
 from broker.protocol import oauth
 from broker.protocol.claims import ClaimValue, derive_spiffe
 from broker.protocol.compact import NotCompact, UnverifiedJws, read
-from broker.protocol.revocations import fact, facts_from
+from broker.protocol.revocations import facts_from
 
 # RFC 8725 §3.11: a kind that says what it is (`at+jwt`, `secevent+jwt` …) is none that identifies a workload.
 _TYPES: Final = frozenset({"jwt", "jose"})
@@ -98,18 +98,19 @@ async def authenticate(
     jti: str | None = payload.get("jti")
     authority = issuer.trust_domain or issuer.url
     use = single_use(authority, jti, jws.signing_input, payload["exp"], limits) if issuer.replay == "reject" else None
+    facts = facts_from(claims, issuer.facts)
     return Workload(
         issuer=issuer.name,
         iss=issuer.url,
         subject=payload["sub"],
         claims=claims,
-        ids={name: value for name, value in facts_from(claims, issuer.stable_ids).items() if value is not None},
-        recorded=facts_from(claims, issuer.recorded),
+        ids={name: value for name in issuer.stable_ids if (value := facts[name]) is not None},
+        recorded=facts if len(facts) == len(issuer.recorded) else {name: facts[name] for name in issuer.recorded},
         token_sha256=hashlib.sha256(request.subject_token.encode("ascii")).hexdigest(),
         key_id=key.kid or "",
         expires_at=int(payload["exp"]),
         single_use=use,
-        tenant=next((fact(claims[name]) for name in issuer.tenant_ids if name in claims), ""),
+        tenant=_first(facts, issuer.tenant_ids),
     )
 
 
@@ -162,9 +163,9 @@ def _check_kind(jws: UnverifiedJws, issuer: Issuer, declared: str | None) -> Non
 
 
 def _check_claims(payload: Mapping[str, Any], issuer: Issuer) -> None:
-    for name in ("sub", "aud", "exp", *issuer.required):
-        if name not in payload:
-            raise TokenMalformed(f"{name} is missing")
+    if not payload.keys() >= issuer.needed:
+        missing = next(name for name in ("sub", "aud", "exp", *issuer.required) if name not in payload)
+        raise TokenMalformed(f"{missing} is missing")
     for name in _STRINGS:
         if name in payload and (type(payload[name]) is not str or not payload[name]):
             raise TokenMalformed(f"{name} is no string, or empty")
@@ -173,13 +174,20 @@ def _check_claims(payload: Mapping[str, Any], issuer: Issuer) -> None:
             raise TokenMalformed(f"{name} is no number of seconds")
     audience = payload["aud"]
     members = audience if type(audience) is list else [audience]
-    if not members or not all(type(member) is str and member for member in members):
+    if not members or not all(members) or set(map(type, members)) != {str}:
         raise TokenMalformed("aud is neither a string nor a list of strings")
     if issuer.trust_domain is not None and derive_spiffe(payload["sub"]).get("trust_domain") != issuer.trust_domain:
         raise TokenMalformed("sub is no SPIFFE ID of a workload in the entry's trust domain")
     if "cnf" in payload:
         # RFC 7800 §3: whoever holds the token alone is not who it was made for.
         raise TokenMalformed("the token is bound to a key (cnf), of which no proof was given")
+
+
+def _first(facts: Mapping[str, str | None], names: tuple[str, ...]) -> str:
+    for name in names:
+        if value := facts[name]:
+            return value
+    return ""
 
 
 def _check_ids(payload: Mapping[str, Any], issuer: Issuer, claims: Mapping[str, ClaimValue]) -> None:
@@ -228,11 +236,10 @@ def _check_times(payload: Mapping[str, Any], issuer: Issuer, now: float, limits:
 
 
 def _check_audience(audience: str | list[str], accepted: tuple[str, ...]) -> None:
-    members = audience if isinstance(audience, list) else [audience]
     if not accepted:
         raise TokenAudience((), "the entry accepts no audience in this env")
     # A token that is also meant for somebody else may have been taken from there (RFC 8725 §3.9).
-    if not all(member in accepted for member in members):
+    if not set(audience if isinstance(audience, list) else [audience]) <= set(accepted):
         raise TokenAudience(accepted, "aud has a value that is not accepted here")
 
 

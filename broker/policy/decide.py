@@ -23,7 +23,7 @@ from broker.errors import (
     TargetUnknown,
 )
 from broker.model import ExchangeRequest, Finding, Grant, Workload
-from broker.policy.assess import assess, is_own, live
+from broker.policy.assess import assess, live
 from broker.policy.match import seen
 from broker.policy.offer import (
     NOT_COMBINABLE,
@@ -103,7 +103,7 @@ def _grant(question: Question, offers: Sequence[tuple[Rule, Offer]]) -> Grant:
     rule, offer = offers[0]
     if len(offers) > 1:
         accounts = sorted({each.account for each, _ in offers})
-        if len(accounts) > 1 and not any(is_own(each, question.claims) for each, _ in offers):
+        if len(accounts) > 1 and not any(each.own for each, _ in offers):
             raise NoRuleMatched(f"several accounts fit, none by an own rule: {', '.join(accounts)}")
         if len(accounts) > 1:
             reasons = [Finding(f"{each.account}/{each.name}", "", True, place=each.place) for each, _ in offers]
@@ -112,6 +112,7 @@ def _grant(question: Question, offers: Sequence[tuple[Rule, Offer]]) -> Grant:
         rule, offer = min(offers, key=lambda pair: pair[0].position)
     account = tree.accounts[rule.env, rule.account]
     apis = [tree.apis[name] for name in offer.apis]
+    algorithms = [api.algorithm for api in apis]
     return Grant(
         env=env.name,
         service_account=account.name,
@@ -119,11 +120,11 @@ def _grant(question: Question, offers: Sequence[tuple[Rule, Offer]]) -> Grant:
         trust_rule=rule.name,
         place=rule.place,
         apis=offer.apis,
-        audience=tuple(api.url(env.name) or "" for api in apis),
+        audience=tuple([api.url(env.name) or "" for api in apis]),
         scope=offer.scope,
         ttl_s=_ttl_s(env, account, rule, question.request.ttl_s, question.now),
-        algorithm="RS256" if any(api.algorithm == "RS256" for api in apis) else "ES256",
-        own=is_own(rule, question.claims),
+        algorithm="RS256" if "RS256" in algorithms else "ES256",
+        own=bool(rule.own),  # all its checks hold, and its pins are among them
         policy_revision=tree.revision,
         reasons=_held(question, rule),
     )

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from broker.protocol.claims import ClaimValue
+
+_KEY_TYPES: Final = frozenset({str, int, bool})
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +26,8 @@ class Shape:
 
     def keys(self, claims: Mapping[str, ClaimValue]) -> Iterable[tuple[Any, ...]]:
         """The keys under which rules for a workload may stand; none if it lacks a claim."""
-        values = tuple(claims.get(claim) for claim in self.claims)
-        if not all(isinstance(value, str | int) for value in values):
+        values = tuple([claims.get(claim) for claim in self.claims])
+        if not _KEY_TYPES.issuperset(map(type, values)):
             return ()
         if not self.prefix:
             return (values,)

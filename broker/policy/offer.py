@@ -58,6 +58,10 @@ SCOPE_NOT_GRANTED: Final = 3
 
 def asked_of(tree: Tree, env: Env, request: ExchangeRequest) -> Asked:
     """The request's targets as Apis: `audience` by short name or URL, `resource` by URL, their union (RFC 8693 §2.1)."""
+    if len(request.audience) == 1 and not request.resource:
+        asked = request.audience[0]
+        name = asked if asked in tree.apis else env.targets.get(asked)
+        return Asked(None if name is None else (name,), request.scope, request.service_account)
     apis: dict[str, None] = {}
     known = True
     for audience in request.audience:
@@ -68,8 +72,7 @@ def asked_of(tree: Tree, env: Env, request: ExchangeRequest) -> Asked:
         name = env.targets.get(resource)
         known = known and name is not None
         apis.setdefault(name or resource)
-    scope = tuple(dict.fromkeys(request.scope)) if request.scope is not None else None
-    return Asked(tuple(apis) if known else None, scope, request.service_account)
+    return Asked(tuple(apis) if known else None, request.scope, request.service_account)
 
 
 def effective(offer: Offer | Miss, asked: Asked, request: ExchangeRequest) -> tuple[Sequence[str], Sequence[str]]:

@@ -8,7 +8,7 @@ A claim that is missing, null or of another type is not there: it matches nothin
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -70,16 +70,17 @@ class Reading:
     """How the claims of one issuer are read: made once, for this is on the hot path.
 
     `plain` are the texts at the top of the payload (short name, member), by far the common case; `single` the
-    numbers and booleans there; `others` all the rest.
+    numbers and booleans there; `others` all the rest.  `members` are those of a payload in which no family can have any.
     """
 
     plain: tuple[tuple[str, str], ...]
     single: tuple[tuple[str, str, type], ...]
     others: tuple[ClaimSpec, ...]
     families: tuple[ClaimSpec, ...]
+    members: frozenset[str]
 
     @classmethod
-    def of(cls, claims: Mapping[str, ClaimSpec], families: Iterable[ClaimSpec] = ()) -> Reading:
+    def of(cls, claims: Mapping[str, ClaimSpec], families: Sequence[ClaimSpec] = ()) -> Reading:
         """The reading of these claims.  Derived ones are left out: no token can write them."""
         named = {name: ClaimSpec(name, (name,)) for name in REGISTERED} | dict(claims)
         plain = tuple((name, spec.path[0]) for name, spec in named.items() if len(spec.path) == 1 and spec.types == ("string",))
@@ -91,7 +92,10 @@ class Reading:
         )
         done |= {name for name, _, _ in single} | {"aud"}
         others = tuple(spec for name, spec in named.items() if spec.path and name not in done)
-        return cls(plain, single, others, tuple(families))
+        prefixes = tuple(spec.path[-1].removesuffix("*") for spec in families)
+        tops = {spec.path[0] for spec in named.values() if spec.path} | {"aud", "exp", "iat", "nbf"}
+        members = frozenset(top for top in tops if not top.startswith(prefixes))
+        return cls(plain, single, others, tuple(families), members)
 
     def read(self, payload: Mapping[str, Any]) -> dict[str, ClaimValue]:
         """What rules may look at in a verified payload, under short names.
@@ -99,8 +103,9 @@ class Reading:
         `iss`, `sub` and `jti` are there if they are strings, `aud` as a tuple whatever its shape.
         """
         found: dict[str, ClaimValue] = {}
-        for spec in self.families:
-            found.update(_members(payload, spec))
+        if self.families and not payload.keys() <= self.members:
+            for spec in self.families:
+                found.update(_members(payload, spec))
         member = payload.get
         for name, key in self.plain:
             value: Any = member(key)

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 SELECTORS: Final = frozenset({"service_account", "issuer", "iss", "subject", "claims", "trust_rule"})
@@ -120,10 +121,20 @@ def fact(value: Any) -> str:
 
     Hashed are texts over 256 characters, texts that do not print, and what looks like a token (promise 6).
     """
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    if type(value) is str and len(value) <= FACT_CHARACTERS_MAX:
+        return _short_fact(value)
+    if isinstance(value, str):
+        return _fact(value)
+    return _fact(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+
+
+def _fact(text: str) -> str:
     if len(text) <= FACT_CHARACTERS_MAX and text.isprintable() and not TOKEN_LIKE.search(text):
         return text
     return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+_short_fact = lru_cache(maxsize=4096)(_fact)  # the same subjects come again and again
 
 
 def facts_from(claims: Mapping[str, Any], names: Sequence[str]) -> dict[str, str | None]:
@@ -133,10 +144,12 @@ def facts_from(claims: Mapping[str, Any], names: Sequence[str]) -> dict[str, str
     """
     found = {name: claims.get(name) for name in names}
     texts = [value for value in found.values() if value is not None]
-    if all(type(text) is str and len(text) <= FACT_CHARACTERS_MAX for text in texts):
+    try:
         together = "".join(texts)
-        if together.isprintable() and not TOKEN_LIKE.search(together):
-            return found
+    except TypeError:  # numbers, lists, booleans among them
+        together = "\0"
+    if together.isprintable() and max(map(len, texts), default=0) <= FACT_CHARACTERS_MAX and not TOKEN_LIKE.search(together):
+        return found
     return {name: None if value is None else fact(value) for name, value in found.items()}
 
 
