@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
+
 from broker.audit import record
 from broker.audit.refusals import RefusalBudget
 from broker.config import Limits
@@ -47,8 +49,7 @@ from broker.telemetry.trace import CURRENT, stage
 KIND = "access_token"
 
 
-@dataclass(slots=True)
-class Story:
+class Story(Struct):
     """What one exchange has learned so far: the source of its record, however it ends."""
 
     request: ExchangeRequest
@@ -157,6 +158,8 @@ class Exchange:
 
     @stage("commit")
     async def _commit(self, story: Story, draft: Draft, view: RevocationView, now: float) -> Outcome:
+        if self.store.held:  # nothing is sent, so nothing is to be given up
+            raise StoreUnavailable(self.store.held)
         body = self.tell(story, "exchange", "issued", now)
         commit = Commit(
             slot=draft.env,

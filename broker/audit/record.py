@@ -6,7 +6,6 @@ No token and no key ever stands here: of the subject token, its SHA-256 and the 
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -14,23 +13,18 @@ from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
-from msgspec import structs
 
 from broker.model import Client, Draft, ExchangeRequest, Finding, Grant, UnverifiedToken, Workload
+from broker.protocol.ids import new_record_id
 from broker.protocol.revocations import fact
 from broker.telemetry.log import TOKEN_LIKE
 
-ID_BYTES: Final = 15  # 20 characters after the prefix
 TEXT_CHARACTERS_MAX: Final = 256
 REASONS_MAX: Final = 40
+REMEMBERED_MAX: Final = 1024
 CUT: Final = "…"
 
 _encoder = msgspec.json.Encoder()
-
-
-def new_id() -> str:
-    """A fresh record id: `aud_` and 120 random bits."""
-    return "aud_" + secrets.token_urlsafe(ID_BYTES)
 
 
 def timestamp(now: float) -> str:
@@ -50,6 +44,11 @@ def clean(text: str) -> str:
 
     A token in the wrong place (a client's name, an audience) is cut out: promise 6 holds for other people's mistakes too.
     """
+    return (_cleaned if len(text) <= TEXT_CHARACTERS_MAX else _cleaned.__wrapped__)(text)
+
+
+@lru_cache(maxsize=REMEMBERED_MAX)
+def _cleaned(text: str) -> str:
     text = TOKEN_LIKE.sub("[token]", text)
     if not text.isprintable():
         text = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
@@ -58,7 +57,9 @@ def clean(text: str) -> str:
 
 def base(kind: str, outcome: str, *, env: str, now: float, node: str, reason: str = "") -> dict[str, Any]:
     """The fields that every record has."""
-    body: dict[str, Any] = {"id": new_id(), "time": timestamp(now), "kind": kind, "outcome": outcome, "env": env, "node": node}
+    body: dict[str, Any] = {
+        "id": new_record_id(), "time": timestamp(now), "kind": kind, "outcome": outcome, "env": env, "node": node,
+    }  # fmt: skip
     if reason:
         body["reason"] = reason
     return body
@@ -66,30 +67,49 @@ def base(kind: str, outcome: str, *, env: str, now: float, node: str, reason: st
 
 def add_request(body: dict[str, Any], request: ExchangeRequest) -> None:
     """Adds what was asked, by whom on the wire."""
-    asked: dict[str, Any] = {}
-    if request.audience:
-        asked["audience"] = [clean(item) for item in request.audience]
-    if request.resource:
-        asked["resource"] = [clean(item) for item in request.resource]
-    if request.scope:
-        asked["scope"] = [clean(item) for item in request.scope]
-    if request.service_account:
-        asked["service_account"] = clean(request.service_account)
-    if request.ttl_s is not None:
-        asked["ttl_s"] = request.ttl_s
-    body["requested"] = asked
+    audience, scope = request.audience, request.scope
+    usual = not request.resource and len(audience) == 1 and scope is not None and len(scope) == 1
+    short = usual and len(audience[0]) + len(scope[0]) <= TEXT_CHARACTERS_MAX if scope else False
+    told = _requested if short else _requested.__wrapped__
+    body["requested"] = told(audience, request.resource, scope, request.service_account, request.ttl_s)
     add_call(body, request.request_id, request.trace_id, request.client)
+
+
+@lru_cache(maxsize=REMEMBERED_MAX)
+def _requested(
+    audience: tuple[str, ...], resource: tuple[str, ...], scope: tuple[str, ...] | None, account: str | None, ttl_s: int | None
+) -> msgspec.Raw:
+    # A workload asks for the same each time.
+    asked: dict[str, Any] = {}
+    if audience:
+        asked["audience"] = [clean(item) for item in audience]
+    if resource:
+        asked["resource"] = [clean(item) for item in resource]
+    if scope:
+        asked["scope"] = [clean(item) for item in scope]
+    if account:
+        asked["service_account"] = clean(account)
+    if ttl_s is not None:
+        asked["ttl_s"] = ttl_s
+    return msgspec.Raw(_encoder.encode(asked))
 
 
 def add_call(body: dict[str, Any], request_id: str, trace_id: str, client: Client) -> None:
     """Adds the ids of the call and where it came from."""
     body["request_id"] = request_id
     body["trace_id"] = trace_id
-    body["client"] = seen = {"address": client.address}
+    short = len(client.user_agent) + len(client.client_id) <= TEXT_CHARACTERS_MAX
+    body["client"] = (_client if short else _client.__wrapped__)(client)
+
+
+@lru_cache(maxsize=REMEMBERED_MAX)
+def _client(client: Client) -> msgspec.Raw:
+    seen = {"address": client.address}
     if client.user_agent:
         seen["user_agent"] = clean(client.user_agent)
     if client.client_id:
         seen["client_id"] = clean(client.client_id)
+    return msgspec.Raw(_encoder.encode(seen))
 
 
 def add_workload(body: dict[str, Any], workload: Workload) -> None:
@@ -131,11 +151,7 @@ def add_draft(body: dict[str, Any], draft: Draft) -> None:
 def add_reasons(body: dict[str, Any], reasons: Sequence[Finding]) -> None:
     """Adds what deciding found, at most REASONS_MAX entries."""
     if reasons:
-        body["reasons"] = [_fit(finding) for finding in reasons[:REASONS_MAX]]
-
-
-def _fit(finding: Finding) -> Finding:
-    return structs.replace(finding, seen=clean(finding.seen)) if TOKEN_LIKE.search(finding.seen) else finding
+        body["reasons"] = reasons[:REASONS_MAX]  # what they have seen is facts, so fit to be written
 
 
 def encode(body: Mapping[str, Any], bytes_max: int) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 
 from broker.errors import Unavailable
@@ -10,15 +9,15 @@ from broker.keys.rotation import KeyRings
 from broker.keys.signer import sign
 from broker.model import Draft, Grant, Issued, Workload, facts_of
 from broker.protocol import access_token, oauth
+from broker.protocol.ids import new_jti
 
 NAME = "access_token"
-JTI_BYTES = 16  # 128 random bits: no jti is ever met twice
 
 
 def prepare(grant: Grant, workload: Workload, rings: KeyRings, issuer: str, now: int) -> Draft:
     """All that will be signed: key chosen, times fixed.  Nothing is signed here.  Raises `KeysUnavailable`."""
     key = rings.signing_key(grant.env, grant.algorithm)
-    jti = secrets.token_urlsafe(JTI_BYTES)
+    jti = new_jti()
     expires_at = now + grant.ttl_s
     origin: dict[str, Any] = {"issuer": workload.iss, "subject": workload.subject, "ids": dict(workload.ids)}
     return Draft(

@@ -48,10 +48,11 @@ def public_app(site: Site, endpoint: TokenEndpoint, *, with_admin: bool) -> Any:
                 # No address here needs an escape; another spelling of one is only a way round somebody's filter.
                 return await rest({**scope, "path": "/%"}, receive, send)
             where: str = scope["path"]
-            if where.endswith(("/token", "/check")) and where.startswith(prefix):
-                env, _, act = where[len(prefix) :].partition("/")
-                if act in {"token", "check"} and site.serves(env):
-                    return await endpoint(scope, receive, send, env, act == "check")
+            act = where[-6:]
+            if act in {"/token", "/check"} and where.startswith(prefix):
+                env = where[len(prefix) : -6]
+                if site.serves(env):
+                    return await endpoint(scope, receive, send, env, act == "/check")
         await rest(scope, receive, send)
         return None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from msgspec import Struct
@@ -15,7 +15,8 @@ from msgspec import Struct
 from broker.config import Limits
 from broker.errors import BrokerError, MalformedRequest, RequestRejected, Stopping, Unavailable
 from broker.exchange import Exchange, Story, rejected
-from broker.model import Client, Issued
+from broker.model import Client, ExchangeRequest, Issued, UnverifiedToken
+from broker.protocol.ids import new_request_id
 from broker.telemetry import log, metrics, trace
 from broker.web import errors, token
 from broker.web.address import client_address
@@ -57,13 +58,17 @@ class TokenEndpoint:
     incoming: trace.Incoming
     trusted_proxies: tuple[str, ...]
     stopping: Callable[[], bool]
+    forms: token.FormReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "forms", token.FormReader(self.limits))
 
     async def __call__(self, scope: Any, receive: Any, send: Any, env: str, check: bool) -> None:
         """One request, as ASGI hands it over."""
         headers, repeated = _headers(scope)
         current = trace.begin(_trace_headers(headers), self.incoming)
         started = time.perf_counter()
-        request_id = token.new_request_id()
+        request_id = new_request_id()
         ids = [(b"x-request-id", request_id.encode()), (b"traceresponse", current.traceresponse.encode())]
         refused = _envelope(scope, headers, repeated, self.limits)
         try:
@@ -109,27 +114,31 @@ class TokenEndpoint:
 
     async def _story(self, call: Call, body: bytes) -> Story:
         """Reads the form into the story of this exchange; what is wrong with it is recorded before it is answered."""
-        client = Client(call.address, call.user_agent)
         try:
             if call.query:  # RFC 6749 §2.3.1: never in a URI, which ends up in logs
                 raise MalformedRequest("parameters belong into the body, not into the query")
-            form = token.read_form(body, self.limits)
-            if "client_id" in form:
-                client = Client(call.address, call.user_agent, form["client_id"][0])
-            request = token.read_request(
-                form,
-                env=call.env,
-                request_id=call.request_id,
-                trace_id=call.trace_id,
-                client=client,
-                authorization=call.authorization,
-                check=call.check,
-                limits=self.limits,
-            )
+            asking, subject_token = self.forms.read(body, authorization=call.authorization)
         except RequestRejected as refusal:
+            client_id = "" if call.query else token.client_id_of(body, self.limits)
+            client = Client(call.address, call.user_agent, client_id)
             story = rejected(call.env, call.request_id, call.trace_id, client, check=call.check)
             await self.exchange.refuse(story, refusal)
             raise
+        request = ExchangeRequest(
+            env=call.env,
+            request_id=call.request_id,
+            trace_id=call.trace_id,
+            grant_type=asking.grant_type,
+            subject_token=UnverifiedToken(subject_token),
+            subject_token_type=asking.subject_token_type,
+            audience=asking.audience,
+            resource=asking.resource,
+            scope=asking.scope,
+            service_account=asking.service_account,
+            ttl_s=asking.ttl_s,
+            check=call.check,
+            client=Client(call.address, call.user_agent, asking.client_id),
+        )
         return Story(request)
 
     def _refusal(self, call: Call, story: Story | None, error: Exception) -> Answer:

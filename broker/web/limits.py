@@ -76,18 +76,17 @@ class BoundedProtocol(HttpToolsProtocol):
         Beyond the bound of connections nobody is served.  What the parser holds until here is bounded by `_count_raw`.
         """
         limits, parser = self.limits, self.parser
-        size = hosts = 0
-        for name, value in self.headers:
-            size += len(name) + len(value)
-            if name == b"host":
-                hosts += 1
-            elif name == b"content-length" and (len(value) > DIGITS_MAX or int(value) > limits.body_bytes_max):
+        names = [name for name, _ in self.headers]
+        size = sum(map(len, names)) + sum([len(value) for _, value in self.headers])
+        if b"content-length" in names:
+            value = self.headers[names.index(b"content-length")][1]  # the parser takes only one
+            if len(value) > DIGITS_MAX or int(value) > limits.body_bytes_max:
                 self._turn_away(413)
         if len(self.url) > limits.url_bytes_max:
             self._turn_away(414)
-        if size > limits.headers_bytes_max or len(self.headers) > limits.headers_max:
+        if size > limits.headers_bytes_max or len(names) > limits.headers_max:
             self._turn_away(431)
-        if hosts != 1 and parser is not None and parser.get_http_version() == "1.1":
+        if names.count(b"host") != 1 and parser is not None and parser.get_http_version() == "1.1":
             self._turn_away(400)
         if len(self.connections) > limits.connections_max:
             self._turn_away(503)

@@ -8,13 +8,12 @@ What fails before the form is read is counted; what fails from there on is recor
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import msgspec
+from msgspec import Struct
 
 from broker.config import Limits
 from broker.errors import (
@@ -25,11 +24,12 @@ from broker.errors import (
     TtlInvalid,
     UnsupportedGrantType,
 )
-from broker.model import Client, ExchangeRequest, Issued, UnverifiedToken, WouldIssue
+from broker.model import Issued, WouldIssue
 from broker.protocol import oauth
 
-REQUEST_ID_BYTES = 15
-REMEMBERED_CHARACTERS_MAX = 256
+FORMS_REMEMBERED_MAX = 512
+REMEMBERED_BYTES_MAX = 1024
+STAND_IN = "x"
 SUBJECT_TOKEN_TYPES = frozenset({oauth.TOKEN_TYPE_ID_TOKEN, oauth.TOKEN_TYPE_JWT})
 KNOWN = frozenset(
     {
@@ -63,9 +63,71 @@ _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s#\"\\]+")
 Form = Mapping[str, list[str]]
 
 
-def new_request_id() -> str:
-    """`req_` and 120 random bits: ours alone, never taken from outside."""
-    return "req_" + secrets.token_urlsafe(REQUEST_ID_BYTES)
+class Asking(Struct, frozen=True):
+    """What a form asks for, whoever's token it carries."""
+
+    grant_type: str
+    subject_token_type: str | None
+    audience: tuple[str, ...]
+    resource: tuple[str, ...]
+    scope: tuple[str, ...] | None
+    service_account: str | None
+    ttl_s: int | None
+    client_id: str
+
+
+class FormReader:
+    """Reads the forms of one endpoint.
+
+    But for its token, a workload's form is the same each time: so what stands around the token is read once, and kept by its
+    very bytes.  The token itself is never kept.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._known: dict[tuple[bytes, bool], Asking] = {}
+
+    def read(self, body: bytes, *, authorization: bool) -> tuple[Asking, str]:
+        """What a form asks for, and its token.  `authorization` says that an Authorization header came with it.
+
+        Raises the `RequestRejected` family.
+        """
+        rest, token = _apart(body)
+        if token is None or len(rest) > REMEMBERED_BYTES_MAX:
+            return _read(body, authorization, self._limits)
+        asking = self._known.get((rest, authorization))
+        if asking is None:
+            asking, stand_in = _read(rest, authorization, self._limits)
+            if stand_in != STAND_IN:  # the token that counts is another
+                return _read(body, authorization, self._limits)
+            if len(self._known) >= FORMS_REMEMBERED_MAX:
+                self._known.clear()
+            self._known[rest, authorization] = asking
+        return asking, token
+
+
+def _apart(body: bytes) -> tuple[bytes, str | None]:
+    """A form with a stand-in where its token was, and the token; None where that is not plain to see."""
+    carriers = [name for name in (b"subject_token=", b"assertion=") if name in body]
+    if len(carriers) != 1:  # of both, what is left would hold a token
+        return body, None
+    at = body.find(carriers[0])
+    if at > 0 and body[at - 1 : at] != b"&":
+        return body, None
+    start = at + len(carriers[0])
+    end = body.find(b"&", start)
+    token = body[start:] if end < 0 else body[start:end]
+    if not token or not token.isascii() or b"%" in token or b"+" in token or b"\0" in token:
+        return body, None
+    return b"%b%b%b" % (body[:start], STAND_IN.encode(), b"" if end < 0 else body[end:]), token.decode("ascii")
+
+
+def client_id_of(body: bytes, limits: Limits) -> str:
+    """The client_id of a form that may be wrong in other ways; empty if there is none to be read."""
+    try:
+        return _one(read_form(body, limits), "client_id") or ""
+    except MalformedRequest:
+        return ""
 
 
 def read_form(body: bytes, limits: Limits) -> dict[str, list[str]]:
@@ -92,27 +154,16 @@ def read_form(body: bytes, limits: Limits) -> dict[str, list[str]]:
 
 
 def _decoded(text: str) -> str:
-    """A name or value of a form (WHATWG URL §5.1).  A token holds nothing to decode and comes back as it is."""
+    """A name or value of a form (WHATWG URL §5.1)."""
     if "%" not in text and "+" not in text:
         return text
-    return _unescaped(text) if len(text) <= REMEMBERED_CHARACTERS_MAX else _unescaped.__wrapped__(text)
-
-
-@lru_cache(maxsize=512)
-def _unescaped(text: str) -> str:
-    # The same few URNs, scopes and audiences, in nearly every request.
     if _BAD_ESCAPE.search(text):
         raise MalformedRequest("the body holds a percent sign that is no escape")
     return unquote(text.replace("+", " "), encoding="utf-8", errors="strict")
 
 
-def read_request(
-    form: Form, *, env: str, request_id: str, trace_id: str, client: Client, authorization: bool, check: bool, limits: Limits
-) -> ExchangeRequest:
-    """An ExchangeRequest from a form.  `authorization` says that an Authorization header came with it.
-
-    Raises the `RequestRejected` family.
-    """
+def _read(body: bytes, authorization: bool, limits: Limits) -> tuple[Asking, str]:
+    form = read_form(body, limits)
     grant_type = _one(form, "grant_type")
     if grant_type is None:
         raise MalformedRequest("grant_type is missing")
@@ -125,21 +176,17 @@ def read_request(
         raise MalformedRequest("too many targets")
     for uri in resource:
         _absolute_uri(uri)
-    return ExchangeRequest(
-        env=env,
-        request_id=request_id,
-        trace_id=trace_id,
+    asking = Asking(
         grant_type=grant_type,
-        subject_token=UnverifiedToken(token),
         subject_token_type=token_type,
         audience=audience,
         resource=resource,
         scope=_scope(_one(form, "scope"), limits),
         service_account=_either(form, "service_account", "broker_service_account"),
         ttl_s=_ttl(_either(form, "ttl", "broker_ttl")),
-        check=check,
-        client=client,
+        client_id=_one(form, "client_id") or "",
     )
+    return asking, token
 
 
 def _one(form: Form, name: str) -> str | None:

@@ -22,7 +22,7 @@ from broker.errors import BrokerError, StoreUnavailable
 from broker.exchange import Story
 from broker.model import ExchangeRequest, UnverifiedToken
 from broker.protocol import oauth
-from broker.web.token import new_request_id
+from broker.protocol.ids import new_request_id
 from tests.support.issuer import OidcIssuer
 from tests.support.live import PAYMENTS, Live
 

@@ -21,7 +21,7 @@ from broker.exchange import Story
 from broker.model import ExchangeRequest, UnverifiedToken
 from broker.node import local_operator
 from broker.protocol import oauth
-from broker.web.token import new_request_id
+from broker.protocol.ids import new_request_id
 from tests.support.issuer import OidcIssuer
 from tests.support.live import Live
 

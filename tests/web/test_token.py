@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from broker import errors
 from broker.config import Limits
-from broker.model import Client, ExchangeRequest
 from broker.protocol import oauth
 from broker.web import token
 
 LIMITS = Limits()
+USED = token.FormReader(LIMITS)
 GOOD = {
     "grant_type": oauth.GRANT_TOKEN_EXCHANGE,
     "subject_token": "a.b.c",
@@ -24,18 +24,25 @@ GOOD = {
 }
 
 
-def read(pairs: dict[str, str] | list[tuple[str, str]] | bytes, *, authorization: bool = False) -> ExchangeRequest:
+def read(pairs: dict[str, str] | list[tuple[str, str]] | bytes, *, authorization: bool = False) -> token.Asking:
+    """By a reader that has never read, and by one that has read nearly the same: they must not differ."""
     body = pairs if isinstance(pairs, bytes) else urlencode(pairs).encode()
-    return token.read_request(
-        token.read_form(body, LIMITS),
-        env="prod",
-        request_id="req_1",
-        trace_id="0" * 32,
-        client=Client(),
-        authorization=authorization,
-        check=False,
-        limits=LIMITS,
-    )
+    fresh = outcome(token.FormReader(LIMITS), body, authorization)
+    for name in (b"subject_token=", b"assertion="):
+        outcome(USED, body.replace(name, name + b"x"), authorization)
+        outcome(USED, body.replace(name, name + b"x", 1), authorization)
+    assert repr(outcome(USED, body, authorization)) == repr(fresh)
+    if isinstance(fresh, errors.RequestRejected):
+        raise fresh
+    asking, _ = fresh
+    return asking
+
+
+def outcome(reader: token.FormReader, body: bytes, authorization: bool) -> tuple[token.Asking, str] | errors.RequestRejected:
+    try:
+        return reader.read(body, authorization=authorization)
+    except errors.RequestRejected as refusal:
+        return refusal
 
 
 def changed(**changes: str | None) -> dict[str, str]:
@@ -43,10 +50,35 @@ def changed(**changes: str | None) -> dict[str, str]:
 
 
 def test_a_good_form_becomes_a_request() -> None:
-    request = read(GOOD)
-    assert request.audience == ("payments",)
-    assert request.scope == ("deploy:write",)
-    assert request.subject_token == "a.b.c"
+    asking, subject_token = token.FormReader(LIMITS).read(urlencode(GOOD).encode(), authorization=False)
+    assert asking.audience == ("payments",)
+    assert asking.scope == ("deploy:write",)
+    assert subject_token == "a.b.c"
+
+
+def test_of_a_form_that_is_remembered_the_token_is_the_one_that_came_with_it() -> None:
+    reader = token.FormReader(LIMITS)
+    tokens = [f"a.{n}.c" for n in range(3)]
+    read = [reader.read(urlencode(changed(subject_token=each)).encode(), authorization=False) for each in tokens]
+    assert [each for _, each in read] == tokens
+    assert not any(each in repr(reader._known) for each in tokens)
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        pytest.param("grant_type={bearer}&subject_token=x.y.z&assertion=a.b.c", "a.b.c", id="the other grant's token is there too"),
+        pytest.param("grant_type={bearer}&assertion=a.b.c&subject_token=x.y.z", "a.b.c", id="and in the other order"),
+        pytest.param("grant_type={exchange}&{type}&assertion=x.y.z&subject%5Ftoken=a.b.c", "a.b.c", id="its name is escaped"),
+        pytest.param("grant_type={exchange}&{type}&no_subject_token=x.y.z&subject_token=a.b.c", "a.b.c", id="its name ends another"),
+        pytest.param("grant_type={exchange}&{type}&subject_token=a%2Eb.c", "a.b.c", id="it is escaped"),
+    ],
+)
+def test_the_token_is_taken_from_where_its_grant_has_it(body: str, found: str) -> None:
+    known = {"bearer": oauth.GRANT_JWT_BEARER, "exchange": oauth.GRANT_TOKEN_EXCHANGE}
+    sent = body.format(**known, type=f"subject_token_type={oauth.TOKEN_TYPE_JWT}").encode()
+    reader = token.FormReader(LIMITS)
+    assert [reader.read(sent, authorization=False)[1] for _ in range(2)] == [found, found]
 
 
 @pytest.mark.parametrize(
@@ -204,8 +236,9 @@ def test_tx_32_access_token_may_be_requested() -> None:
 
 
 def test_tx_33_jwt_bearer_takes_an_assertion() -> None:
-    request = read({"grant_type": oauth.GRANT_JWT_BEARER, "assertion": "a.b.c", "audience": "payments", "scope": "s"})
-    assert request.subject_token == "a.b.c"
+    form = {"grant_type": oauth.GRANT_JWT_BEARER, "assertion": "a.b.c", "audience": "payments", "scope": "s"}
+    asking, assertion = token.FormReader(LIMITS).read(urlencode(form).encode(), authorization=False)
+    assert (asking, assertion) == (read(form), "a.b.c")
     with pytest.raises(errors.MalformedRequest, match="assertion is missing"):
         read({"grant_type": oauth.GRANT_JWT_BEARER, "subject_token": "a.b.c"})
 
