@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
+from msgspec import Struct
+
 SELECTORS: Final = frozenset({"service_account", "issuer", "iss", "subject", "claims", "trust_rule"})
 FACT_CHARACTERS_MAX: Final = 256
 # `{` and a quote or white space in base64url, then a dot: the beginning of a compact JWS.  telemetry/log.py knows the same.
@@ -23,8 +25,7 @@ TOKEN_LIKE: Final = re.compile(r"e(?:yJ|yA|w[ko0])[A-Za-z0-9_-]{6,}\.")
 ACTS: Final = frozenset({"birth", "revoke", "lift"})
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """What a rule can look at: the same at exchange, registration and introspection.
 
     `issuer` is the entry's name in issuers.yaml, `iss` what its tokens carry (SPIFFE: `spiffe://` and trust domain); `subject`

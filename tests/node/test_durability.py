@@ -31,6 +31,7 @@ async def test_while_the_node_knows_that_writes_are_not_synced_nothing_is_issued
             answer = await live.exchange(live.token(**claims), act=act, audience="payments", scope="deploy:write")
             assert (answer.status_code, answer.json()["reason"]) == (503, "unavailable"), act
         assert not await live.records(outcome="issued")
+        assert not await live.records(outcome="unissued")  # nothing was sent that would have to be given up
         assert not await live.records(outcome="refused")
         await live.revoke(subject="somebody")
         await live.raw.config_set("appendfsync", "always")
