@@ -17,6 +17,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+PREFIX: Final = "BROKER_"
 CLIENT_VARIABLES: Final = frozenset(
     {"BROKER_URL", "BROKER_ENV", "BROKER_SUBJECT_TOKEN", "BROKER_SUBJECT_TOKEN_FILE", "BROKER_ID_TOKEN", "BROKER_CONFIG"}
 )
@@ -212,6 +213,10 @@ class Setting:
     help: str
 
 
+def _choice(text: str, *words: str) -> Setting:
+    return Setting(_one_of(*words), f"{text}: {', '.join(words)}")
+
+
 SETTINGS: Final[Mapping[str, Setting]] = {
     "policies": Setting(_path, "folder of the policy tree"),
     "data": Setting(_path, "folder for state: embedded store, key-encryption key, witness"),
@@ -222,14 +227,14 @@ SETTINGS: Final[Mapping[str, Setting]] = {
     "envs": Setting(_list, "envs that this process serves, by comma (default: all of the policy)"),
     "store": Setting(_text, "external store: redis://, rediss://, unix:// or redis+sentinel:// (default: embedded)"),
     "store_url_file": Setting(_path, "file that holds the store's URL with its password"),
-    "durability": Setting(_one_of("disk"), "refuse to start when the store promises less"),
+    "durability": _choice("what the store must promise, else the start is refused", "disk"),
     "key_file": Setting(_path, "key-encryption key: 32 bytes as 64 hex digits or base64, mode 0600 or 0400"),
     "admin_bind": Setting(_text, "HOST:PORT that /healthz, /readyz, /metrics move to"),
     "tls_cert": Setting(_path, "certificate chain, PEM"),
     "tls_key": Setting(_path, "its private key, PEM"),
     "trusted_proxies": Setting(_networks, "addresses or networks whose X-Forwarded-For is believed, by comma"),
-    "log_level": Setting(_one_of("debug", "info", "warning", "error"), "what the log shows"),
-    "trace_context": Setting(_one_of("link", "parent", "ignore"), "what an incoming traceparent becomes"),
+    "log_level": _choice("what the log shows", "debug", "info", "warning", "error"),
+    "trace_context": _choice("what an incoming traceparent becomes", "link", "parent", "ignore"),
     "key_rotate_every_s": Setting(duration_s, "age at which a signing key is replaced"),
     "key_publish_before_s": Setting(duration_s, "how long a key is published before it signs"),
     "policy_poll_s": Setting(_whole, "look at the policy folder every so many seconds (network disks); 0 waits for events"),
@@ -258,15 +263,24 @@ def load(
             sources[name] = source
     limits |= _limits_from_environment(environment)
     known = {_variable(name) for name in (*SETTINGS, *(f.name for f in fields(Limits)))} | CLIENT_VARIABLES
-    ours = sorted(name for name in environment if name.startswith("BROKER_"))
-    warnings += [f"{name} is no setting of this version" for name in ours if name not in known]
+    ours = sorted(name for name in environment if name.startswith(PREFIX))
+    bare = {name.removeprefix(PREFIX): name for name in known}
+    for name in (name for name in ours if name not in known):
+        warnings.append(f"{name} is no setting of this version{_meant(name.removeprefix(PREFIX), bare)}")
     settings = Settings(limits=Limits(**limits), sources=sources, warnings=tuple(warnings), **values)
     _check_together(settings)
     return settings
 
 
 def _variable(name: str) -> str:
-    return "BROKER_" + name.upper()
+    return PREFIX + name.upper()
+
+
+def _meant(name: str, written: Mapping[str, str]) -> str:
+    """Which name may be meant; `written` maps each known name, without what all have in common, to how it is written."""
+    from difflib import get_close_matches  # only who misspells pays for it
+
+    return "".join(f"; did you mean {written[near]}?" for near in get_close_matches(name, written, n=1))
 
 
 def _parse(name: str, raw: object, source: str) -> Any:
@@ -286,8 +300,12 @@ def _file_values(file: Path | None, warnings: list[str]) -> tuple[dict[str, int]
         raise SettingError(f"{file}: {error}") from error
     limits_table = table.pop("limits", {})
     known = {f.name for f in fields(Limits)}
-    warnings += [f"{file}: `{name}` is no setting of this version" for name in sorted(set(table) - set(SETTINGS))]
-    warnings += [f"{file}: `limits.{name}` is no limit of this version" for name in sorted(set(limits_table) - known)]
+    limits_written = {name: f"limits.{name}" for name in known}
+    written = limits_written | {name: name for name in SETTINGS}
+    for name in sorted(set(table) - set(SETTINGS)):
+        warnings.append(f"{file}: `{name}` is no setting of this version{_meant(name, written)}")
+    for name in sorted(set(limits_table) - known):
+        warnings.append(f"{file}: `limits.{name}` is no limit of this version{_meant(name, limits_written)}")
     limits = {name: _limit(name, value, str(file)) for name, value in limits_table.items() if name in known}
     return limits, {name: value for name, value in table.items() if name in SETTINGS}
 

@@ -7,11 +7,12 @@ kept.  `render` is the text of `broker policy explain`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from broker.analysis.advice import ended, unknown_names
 from broker.config import Limits
-from broker.errors import ClaimsNotSatisfied, Refused, ScopeNotGranted
+from broker.errors import ClaimsNotSatisfied, Refused, ScopeNotGranted, TokenAudience
 from broker.model import ExchangeRequest, Finding, Grant, Workload
 from broker.policy.assess import Assessment, assess
 from broker.policy.decide import DEFAULTS, candidates_of, decide
@@ -22,7 +23,7 @@ from broker.policy.tree import Check, Tree
 
 @dataclass(frozen=True, slots=True)
 class RuleExplanation:
-    """One rule that was looked at: what held and what failed."""
+    """One rule that was looked at: what held and what failed.  `ended` says when and by which `expires` it ended, if it has."""
 
     account: str
     owner: str
@@ -32,6 +33,7 @@ class RuleExplanation:
     own: bool
     held: bool
     findings: tuple[Finding, ...]
+    ended: str = ""
 
     @property
     def held_count(self) -> int:
@@ -41,7 +43,10 @@ class RuleExplanation:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The whole story of one decision.  `accounts_looked_at` of `accounts_total` of the env; 0 of 0 where nobody counted."""
+    """The whole story of one decision.  `accounts_looked_at` of `accounts_total` of the env; 0 of 0 where nobody counted.
+
+    `notes` are sentences for the owner about what stood in the way beside the rules.
+    """
 
     allowed: bool
     env: str
@@ -58,6 +63,7 @@ class Explanation:
     accounts_total: int
     smallest_change: str
     revision: str
+    notes: tuple[str, ...] = ()
 
 
 def explain(
@@ -84,6 +90,7 @@ def explain(
             own=each.own,
             held=each.holds,
             findings=each.findings,
+            ended=ended(tree, each.rule, now),
         )
         for each in assessed
     )
@@ -102,8 +109,19 @@ def explain(
         rules=rules,
         accounts_looked_at=len({each.rule.account for each in assessed}),
         accounts_total=sum(account.env == request.env for account in tree.accounts.values()),
-        smallest_change="" if isinstance(outcome, Grant) else _smallest_change(outcome, assessed, workload),
+        smallest_change="" if isinstance(outcome, Grant) else _smallest_change(outcome, assessed, workload, rules),
         revision=tree.revision,
+        notes=() if allowed else tuple(unknown_names(tree, workload.issuer, request)),
+    )
+
+
+def refused_audience(explanation: Explanation, wrong: str) -> Explanation:
+    """The same story for a token that is refused before any rule is looked at: `wrong` says which audience was seen."""
+    alone = "allow it" if explanation.allowed else f"refuse it: {explanation.reason}"
+    notes = (*explanation.notes, f"with the right audience the policy would {alone}")
+    change = "request the token for the audience that is expected"
+    return replace(
+        explanation, allowed=False, reason=TokenAudience.reason, detail=wrong, smallest_change=change, ttl_s=None, notes=notes
     )
 
 
@@ -142,14 +160,15 @@ def render(explanation: Explanation) -> str:
     lines = [f"{verdict}  {explanation.env}  {who} -> {wanted}"]
     if explanation.reason:
         lines.append(f"reason    {explanation.reason}" + (f"  {explanation.detail}" if explanation.detail else ""))
+    lines += [f"note      {note}" for note in explanation.notes]
     if explanation.accounts_total:
         lines.append(f"{explanation.accounts_looked_at} of {explanation.accounts_total} accounts looked at (by index)")
     for rule in explanation.rules:
         owner = f"      owner {rule.owner}" if rule.owner else ""
         lines += ["", f"{rule.account}  {rule.place.rpartition(':')[0] or rule.place}{owner}"]
-        ended = "" if rule.live else "  (expired)"
         count = f"{rule.held_count} of {len(rule.findings)} held"
-        lines.append(f'└─ "{rule.rule}" :{rule.place.rpartition(":")[2]}  {count}{ended}')
+        lines.append(f'└─ "{rule.rule}" :{rule.place.rpartition(":")[2]}  {count}')
+        lines += [f"   - {rule.ended}"] if rule.ended else []
         lines += [_line(finding) for finding in rule.findings]
     if explanation.smallest_change:
         lines += ["", f"smallest change   {explanation.smallest_change}"]
@@ -165,8 +184,13 @@ def _line(finding: Finding) -> str:
     return f"   - {finding.claim:<22} expected {finding.expected}   seen {finding.seen}   {position}".rstrip()
 
 
-def _smallest_change(refused: Refused, assessed: tuple[Assessment, ...], workload: Workload) -> str:
+def _smallest_change(
+    refused: Refused, assessed: tuple[Assessment, ...], workload: Workload, rules: tuple[RuleExplanation, ...]
+) -> str:
     """The least edit of one rule, or of the request, that would have made it an allow; empty where there is no small one."""
+    for each, rule in zip(assessed, rules, strict=True):
+        if rule.ended and each.holds and each.grants:
+            return f"a later date: {rule.ended}"
     if isinstance(refused, ScopeNotGranted) and refused.names:
         return f"ask for {' '.join(refused.names)} only, or let the owner widen the rule's access"
     if not isinstance(refused, ClaimsNotSatisfied):

@@ -18,13 +18,20 @@ from broker.errors import CannotReach, StoreUnavailable
 from broker.store.commit import Store
 
 SYSTEM = "system"
+CHOICES = {
+    "kind": ("exchange", "check", "administration", "system"),
+    "outcome": ("issued", "refused", "unissued", "unknown", "would_issue", "done", "failed"),
+}
 
 
 def filters(function: Any) -> Any:
     """The options by which records are chosen."""
     for name in reversed(FIELDS):
         flag = "--" + name.replace("_", "-")
-        function = click.option(flag, name, default=None, metavar="VALUE", help=f"Only records whose {name} is VALUE.")(function)
+        words = CHOICES.get(name)
+        kind = click.Choice(words) if words else click.STRING
+        text = f"Only records whose {name} is VALUE{': ' + ', '.join(words) if words else ''}."
+        function = click.option(flag, name, type=kind, default=None, metavar="VALUE", help=text)(function)
     function = click.option("-e", "--env", "envs", multiple=True, metavar="ENV", help="Only this env; may repeat.")(function)
     return click.option("--json", "as_json", is_flag=True, help="JSON lines, the whole record.")(function)
 
@@ -40,7 +47,9 @@ def audit() -> None:
 @filters
 @click.option("--since", type=Instant(), default=None, help="Not older than: 15m, 2h, 7d, a date, an instant.")
 @click.option("--until", type=Instant(), default=None, help="Not newer than.")
-@click.option("--limit", default=100, show_default=True, metavar="N", help="At most so many; 0 = all.")
+@click.option(
+    "--limit", type=click.IntRange(min=0), default=100, show_default=True, metavar="N", help="At most so many; 0 = all."
+)
 @options(*STATE)
 def search_command(
     envs: tuple[str, ...], as_json: bool, since: float | None, until: float | None, limit: int, **given: Any

@@ -13,7 +13,7 @@ from typing import cast
 
 from broker.compiler.accounts import Ceiling, Context, compile_account
 from broker.compiler.document import place
-from broker.compiler.files import SourceTree
+from broker.compiler.files import NOTES, SourceTree, read_tree
 from broker.compiler.issuers import Entry, with_claims
 from broker.compiler.schema import FolderFile, fill
 from broker.compiler.shared import compile_shared, key_of
@@ -23,7 +23,7 @@ from broker.model import Issuers
 from broker.policy.index import Index
 from broker.policy.tree import Account, Problem, Rule, Tree
 
-__all__ = ["Part", "Tree", "compile_tree"]
+__all__ = ["Part", "Tree", "compile_tree", "load_tree"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,11 @@ def compile_tree(source: SourceTree, *, limits: Limits, previous: Tree | None = 
     )
 
 
+def load_tree(folder: Path, limits: Limits, *, today: int) -> Tree:
+    """The tree in a folder, read and compiled now.  `today` as above.  Raises `PolicyInvalid` with every error."""
+    return compile_tree(read_tree(folder, limits), limits=limits, today=today)
+
+
 def _ceilings(source: SourceTree, context: Context, problems: list[Problem]) -> dict[str, Ceiling]:
     found: dict[str, Ceiling] = {}
     for document in source.of("folder"):
@@ -119,7 +124,8 @@ def _refuse_unread(source: SourceTree, context: Context, problems: list[Problem]
     named = {Path(file) for entry in context.issuers.values() for file in (entry.issuer.jwks_file, entry.issuer.ca_file) if file}
     for document in source.of("other"):
         if source.folder / document.path not in named and "issuers" not in context.broken:
-            hint = "rename it to .yaml" if document.path.endswith(".yml") else "remove it, or hide it behind a dot"
+            other = f"remove it, hide it behind a dot, or call it {NOTES} where it holds notes"
+            hint = "rename it to .yaml" if document.path.endswith(".yml") else other
             problems.append(Problem(document.path, 1, 1, "nothing reads this file", hint))
         problems += document.problems
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from broker.compiler.document import Node, read
+from broker.compiler.writers import is_read_only_mount, writers
 from broker.config import Limits
 from broker.policy.tree import Problem
 
@@ -27,6 +28,7 @@ ROOT_KINDS: Final[Mapping[str, Kind]] = {
     "environments.yaml": "environments",
 }
 FOLDER_FILE: Final = "folder.yaml"
+NOTES: Final = "README.md"  # with what is hidden behind a dot, all that nobody reads and that may lie here
 # A file changed so recently may change again within one tick of the file system's clock, its signature unchanged.
 _RACY_NS: Final = 100_000_000
 
@@ -73,11 +75,13 @@ def read_tree(folder: Path, limits: Limits, previous: SourceTree | None = None) 
     A file whose stat signature is that of `previous` is not read again.
     """
     problems: list[Problem] = []
+    loose: dict[str, os.stat_result] = {}
     documents: dict[str, Document] = {}
     known = previous.documents if previous is not None and previous.folder == folder else {}
     try:
         root = folder.resolve(strict=True)
-        found = sorted(_walk((root,), "", problems, limits), key=lambda file: file[0])
+        _note_loose(".", root.stat(), loose)
+        found = sorted(_walk((root,), "", problems, loose, limits), key=lambda file: file[0])
     except OSError as error:
         return SourceTree(folder, {}, (Problem(".", 1, 1, f"the policy folder cannot be read: {error.strerror}"),))
     for path, place, signature in found:
@@ -89,11 +93,26 @@ def read_tree(folder: Path, limits: Limits, previous: SourceTree | None = None) 
             documents[path] = _document(path, place, limits, before)
         except OSError as error:
             problems.append(Problem(path, 1, 1, f"the file cannot be read: {error.strerror}"))
+    # Kubernetes makes a ConfigMap's folder 0777, and mounts it read-only: there modes say nothing.
+    if loose and not is_read_only_mount(root, _mounts()):
+        problems += writers(folder, loose)
     return SourceTree(folder, documents, tuple(problems), _revision(documents))
 
 
+def _mounts() -> str:
+    try:
+        return Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
+    except OSError:
+        return ""
+
+
+def _note_loose(path: str, found: os.stat_result, loose: dict[str, os.stat_result]) -> None:
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        loose[path] = found
+
+
 def _walk(
-    above: tuple[Path, ...], prefix: str, problems: list[Problem], limits: Limits
+    above: tuple[Path, ...], prefix: str, problems: list[Problem], loose: dict[str, os.stat_result], limits: Limits
 ) -> Iterator[tuple[str, Path, tuple[int, ...]]]:
     """Relative path, place and stat signature of each file that counts; what leaves the folder is a problem, not a file.
 
@@ -113,6 +132,8 @@ def _walk(
                 problems.append(Problem(path, 1, 1, "this link leads out of the policy folder", "put the file itself here"))
                 continue
             found = entry.stat()
+            for hidden in _between(above[0], place) if entry.is_symlink() else ():
+                _note_loose(str(hidden.relative_to(above[0])), hidden.stat(), loose)
         except OSError as error:
             problems.append(Problem(path, 1, 1, f"this cannot be read: {error.strerror}"))
             continue
@@ -122,11 +143,18 @@ def _walk(
             elif place in above:
                 problems.append(Problem(path, 1, 1, "this link leads back to a folder above it", "remove it"))
             else:
-                yield from _walk((*above, place), path + "/", problems, limits)
+                _note_loose(path, found, loose)
+                yield from _walk((*above, place), path + "/", problems, loose, limits)
         elif not stat.S_ISREG(found.st_mode):
             problems.append(Problem(path, 1, 1, "this is no regular file", "remove it"))
-        elif not (entry.name.startswith("README") or entry.name.endswith(".md")):
+        elif entry.name != NOTES:
+            _note_loose(path, found, loose)
             yield path, place, _signature(found)
+
+
+def _between(root: Path, place: Path) -> Iterator[Path]:
+    """The folders from the root to what a link leads to, both left out: a walk that starts at names never comes by."""
+    return (folder for folder in place.parents if folder != root and folder.is_relative_to(root))
 
 
 def _document(path: str, place: Path, limits: Limits, known: Document | None) -> Document:
@@ -146,16 +174,11 @@ def _document(path: str, place: Path, limits: Limits, known: Document | None) ->
     settled = _signature(after) == signature and time.time_ns() - max(after.st_mtime_ns, after.st_ctime_ns) > _RACY_NS
     kind = _kind(path)
     digest = hashlib.sha256(raw).hexdigest()
-    problems: tuple[Problem, ...] = ()
-    if before.st_mode & stat.S_IWOTH:
-        problems = (Problem(path, 1, 1, "everybody on this machine may write this file", "chmod o-w"),)
-    if known is not None and known.sha256 == digest and known.kind == kind and not problems and not known.problems:
+    root, problems = None, ()
+    if known is not None and known.sha256 == digest and known.kind == kind and not known.problems:
         root = known.root
-    elif kind == "other":
-        root = None
-    else:
-        root, wrong = read(raw, path, limits)
-        problems += wrong
+    elif kind != "other":
+        root, problems = read(raw, path, limits)
     return Document(path, kind, digest, root, problems, signature if settled else None)
 
 

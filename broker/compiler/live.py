@@ -127,7 +127,8 @@ class LivePolicy:
     def _attempt(self, source: SourceTree | None, tree: Tree | None) -> tuple[SourceTree, Tree | PolicyInvalid | None]:
         """In a thread: the folder as it is, and its tree, its problems, or None where it is the one in force."""
         found = read_tree(self._folder, self._limits, source)
-        if tree is not None and found.revision == tree.revision and not found.problems:
+        broken = any(problem.severity == "error" for problem in found.problems)
+        if tree is not None and found.revision == tree.revision and not broken:
             return found, None
         try:
             return found, compile_tree(found, limits=self._limits, previous=tree, today=self._today())

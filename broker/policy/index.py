@@ -47,7 +47,7 @@ class Entry:
 
 
 class Indexed(Protocol):
-    """What a rule must say to be found."""
+    """What a rule must say to be found, and where it stands among those that are found with it."""
 
     @property
     def env(self) -> str:
@@ -57,6 +57,16 @@ class Indexed(Protocol):
     @property
     def issuer(self) -> str:
         """The issuer whose workloads it is about."""
+        ...
+
+    @property
+    def account(self) -> str:
+        """The service account that it belongs to; a name stands once in an env."""
+        ...
+
+    @property
+    def position(self) -> int:
+        """Its place in the account's file."""
         ...
 
     @property
@@ -94,34 +104,42 @@ class Index(Generic[R]):
         return found
 
     def replaced(self, removed: Iterable[R], added: Iterable[R]) -> Index[R]:
-        """An index without some rules and with others; slots that neither touches are shared."""
+        """An index without some rules and with others; slots that neither touches are shared.
+
+        What comes out depends on the rules that are in it alone, not on the reloads by which they came.
+        """
         gone = {id(rule) for rule in removed}
         touched: dict[tuple[str, str], dict[Shape, dict[tuple[Any, ...], tuple[R, ...]]]] = {}
 
-        def keyed(rule: R, entry: Entry) -> dict[tuple[Any, ...], tuple[R, ...]]:
-            where = (rule.env, rule.issuer)
+        def keyed(where: tuple[str, str], shape: Shape) -> dict[tuple[Any, ...], tuple[R, ...]]:
             if where not in touched:
                 table = self.slots.get(where, Slot()).table
                 touched[where] = {shape: dict(keys) for shape, keys in table.items()}
-            return touched[where].setdefault(entry.shape, {})
+            return touched[where].setdefault(shape, {})
 
         for rule in removed:
             for entry in rule.entries:
-                keys = keyed(rule, entry)
+                keys = keyed((rule.env, rule.issuer), entry.shape)
                 if kept := tuple(other for other in keys.get(entry.key, ()) if id(other) not in gone):
                     keys[entry.key] = kept
                 else:
                     keys.pop(entry.key, None)
+        grown: dict[tuple[tuple[str, str], Entry], list[R]] = {}
         for rule in added:
             for entry in rule.entries:
-                keys = keyed(rule, entry)
-                keys[entry.key] = (*keys.get(entry.key, ()), rule)
+                grown.setdefault(((rule.env, rule.issuer), entry), []).append(rule)
+        for (where, entry), rules in grown.items():
+            keys = keyed(where, entry.shape)
+            keys[entry.key] = tuple(sorted((*keys.get(entry.key, ()), *rules), key=_order))
         slots = dict(self.slots)
         for where, table in touched.items():
-            # Shapes in the order of their claims: the order of candidates must not depend on the history of reloads.
             ordered = sorted(table, key=lambda shape: (shape.claims, shape.prefix))
             slots[where] = Slot({shape: table[shape] for shape in ordered if table[shape]})
         return Index({where: slot for where, slot in slots.items() if slot.table})
+
+
+def _order(rule: Indexed) -> tuple[str, int]:
+    return rule.account, rule.position
 
 
 def prefixes(value: str) -> Iterator[str]:

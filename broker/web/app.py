@@ -6,7 +6,7 @@ With an admin listener, health and metrics move there.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,9 +19,13 @@ from starlette.routing import BaseRoute, Route
 
 from broker.config import is_loopback
 from broker.keys.rotation import KeyRings
+from broker.protocol import oauth
 from broker.web import error_pages, health, metadata
 from broker.web.endpoint import TokenEndpoint
 
+# The same for every name: which envs there are is public, and still nothing to read out here.
+NO_SUCH_ENV = "the environment in the URL is not one of this broker's; check BROKER_ENV or the URL"
+SENTENCES = {404: "there is nothing at this address", 405: "this address takes another method"}
 SECURITY_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 
@@ -40,6 +44,7 @@ def public_app(site: Site, endpoint: TokenEndpoint, *, with_admin: bool) -> Any:
     path = urlsplit(site.base_url).path
     routes = [*_env_routes(site, path), *(admin_routes(site) if with_admin else ())]
     rest = _application(routes)
+    no_such_env = _with_headers(_answer(404, NO_SUCH_ENV))
     prefix = path + "/"
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -53,6 +58,8 @@ def public_app(site: Site, endpoint: TokenEndpoint, *, with_admin: bool) -> Any:
                 env = where[len(prefix) : -6]
                 if site.serves(env):
                     return await endpoint(scope, receive, send, env, act == "/check")
+                if env and "/" not in env:
+                    return await no_such_env(scope, receive, send)
         await rest(scope, receive, send)
         return None
 
@@ -80,7 +87,7 @@ def _env_routes(site: Site, path: str) -> list[BaseRoute]:
     def issuer_of(request: Request) -> str:
         env = request.path_params["env"]
         if not site.serves(env):
-            raise HTTPException(404)
+            raise HTTPException(404, NO_SUCH_ENV)
         return f"{site.base_url}/{env}"
 
     async def discovery(request: Request) -> Response:
@@ -109,12 +116,10 @@ def _env_routes(site: Site, path: str) -> list[BaseRoute]:
 
 def _application(routes: Sequence[BaseRoute]) -> Starlette:
     async def http_error(_request: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 500
-        headers = (getattr(error, "headers", None) or {}) | {"cache-control": "no-store"}
-        sentence = {404: "there is nothing at this address", 405: "this address takes another method"}.get(
-            status, "request failed"
-        )
-        return JSONResponse({"error": "invalid_request", "error_description": sentence}, status_code=status, headers=headers)
+        assert isinstance(error, HTTPException)
+        # Starlette's own texts are left out: they are not ours to promise.
+        said = error.detail if error.detail == NO_SUCH_ENV else SENTENCES.get(error.status_code, "request failed")
+        return _answer(error.status_code, said, error.headers)
 
     async def unavailable(_request: Request, error: Exception) -> Response:
         headers = {"retry-after": "1", "cache-control": "no-store"}
@@ -127,6 +132,11 @@ def _application(routes: Sequence[BaseRoute]) -> Starlette:
         exception_handlers={HTTPException: http_error, Unavailable: unavailable},
     )
     return _with_headers(app)  # pyright: ignore[reportReturnType]
+
+
+def _answer(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    body = {"error": oauth.INVALID_REQUEST, "error_description": sentence}
+    return JSONResponse(body, status_code=status, headers={**(headers or {}), "cache-control": "no-store"})
 
 
 def _with_headers(app: Callable[[Any, Any, Any], Awaitable[None]]) -> Any:

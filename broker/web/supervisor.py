@@ -13,15 +13,18 @@ import shutil
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NoReturn
 
+from broker.compiler.compile import load_tree
 from broker.config import Settings
-from broker.errors import CannotStart, SettingsInvalid
+from broker.errors import CannotStart, PolicyInvalid, SettingsInvalid
 from broker.keys.sealed import key_encryption_key
 from broker.store.embedded import EmbeddedStore
 from broker.telemetry import log
@@ -31,6 +34,8 @@ from broker.web.worker import Assignment, Report
 PORT_WAITS_S = (0.2, 0.4, 0.8, 1.0)
 BACKLOG_COUNT = 2048
 BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
+STEADY_S = 3.0  # a worker that lived so long after it was ready had nothing wrong with its start
+EARLY_DEATHS_MAX = 4
 ALIVE_POLL_S = 0.2
 KILL_AFTER_S = 3.0  # beyond the workers' own grace
 
@@ -49,6 +54,7 @@ class WorkerFailed(CannotStart):
 class _Child:
     process: BaseProcess
     line: Connection
+    ready_at: float | None = None  # on the loop's clock
 
 
 @dataclass(slots=True)
@@ -60,35 +66,41 @@ class Supervisor:
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _children: dict[int, _Child] = field(default_factory=dict)
     _announced: bool = False
+    _stood: bool = False
 
     async def run(self) -> None:
         """Serves until a signal says stop.  Raises `CannotStart` and its kin where it cannot begin."""
-        key_encryption_key(self.settings)  # made or refused before anything else starts
         check_tls(self.settings)
-        public = await _listen(self.settings.host, self.settings.port)
+        check_first_policy(self.settings)
+        public, admin = await self._listeners()
         self.settings = replace(self.settings, port=public.getsockname()[1])
+        key_encryption_key(self.settings)  # the first to write anything: what could fail without a trace is behind us
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._tell_all, "reload")
         if self.settings.store or self.settings.store_url_file:
-            await self._serve(external_store(self.settings), public)
+            await self._serve(external_store(self.settings), public, admin)
             return
         store = EmbeddedStore(self.settings.data, self.settings.limits)
         try:
             url = await store.start()
             keeping = asyncio.create_task(store.supervise(self._stop))
             try:
-                await self._serve(url, public)
+                await self._serve(url, public, admin)
             finally:
                 self._stop.set()
                 await keeping
         finally:
             await store.stop()
 
-    async def _serve(self, store_url: str, public: socket.socket) -> None:
+    async def _listeners(self) -> tuple[socket.socket, tuple[socket.socket, ...]]:
         settings = self.settings
-        admin = (await _listen(*_host_port(settings.admin_bind)),) if settings.admin_bind else ()
+        public = await _listen(settings.host, settings.port)
+        return public, (await _listen(*_host_port(settings.admin_bind)),) if settings.admin_bind else ()
+
+    async def _serve(self, store_url: str, public: socket.socket, admin: tuple[socket.socket, ...]) -> None:
+        settings = self.settings
         board = _fresh_folder(settings.data / "run" / "workers")
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_fresh_folder(settings.data / "run" / "metrics"))
         try:
@@ -103,26 +115,44 @@ class Supervisor:
                 listener.close()
 
     async def _keep(self, assignment: Assignment) -> None:
-        """One worker, begun again when it dies; the first failure to start ends everything."""
-        failures = 0
+        """One worker, begun again when it dies; what fails before the broker ever stood ends everything."""
+        early_deaths = 0
         try:
             while not self._stop.is_set():
                 child = self._children[assignment.number] = _begin(assignment)
                 report = await self._report(child)
                 if report.ready:
-                    failures = 0
+                    child.ready_at = asyncio.get_running_loop().time()
                     self._announce(assignment.settings, report)
                 elif not self._announced:
-                    self._stop.set()
-                    raise WorkerFailed(report)
+                    self._give_up(report)
                 await self._gone(child)
                 if self._stop.is_set():
                     return
                 log.get("supervisor").error("a worker died", worker=assignment.number, exit=child.process.exitcode)
-                await self._pause(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
-                failures += 1
+                if self._is_steady(child):
+                    early_deaths = 0
+                else:
+                    early_deaths += 1
+                    child.ready_at = None  # the dead must not grow steady by waiting
+                if not self._stands() and early_deaths >= EARLY_DEATHS_MAX:
+                    self._give_up(_died_early(assignment.number, early_deaths))
+                await self._pause(BACKOFF_S[min(max(0, early_deaths - 1), len(BACKOFF_S) - 1)])
         finally:
             await self._end(self._children.get(assignment.number))
+
+    def _stands(self) -> bool:
+        """Whether any worker has ever served for a while: from then on no death is a matter of the start."""
+        self._stood = self._stood or any(self._is_steady(child) for child in self._children.values())
+        return self._stood
+
+    @staticmethod
+    def _is_steady(child: _Child) -> bool:
+        return child.ready_at is not None and asyncio.get_running_loop().time() - child.ready_at >= STEADY_S
+
+    def _give_up(self, report: Report) -> NoReturn:
+        self._stop.set()
+        raise WorkerFailed(report)
 
     async def _report(self, child: _Child) -> Report:
         """What the worker says of its start.  Its sudden end is an answer too."""
@@ -130,9 +160,9 @@ class Supervisor:
             if child.line.poll():
                 with suppress(EOFError, OSError):
                     return child.line.recv()
-                return Report(ready=False, detail="a worker ended before it was ready", hints=("look at its log above",))
+                return _ENDED
             if not child.process.is_alive() and not child.line.poll():
-                return Report(ready=False, detail="a worker ended before it was ready", hints=("look at its log above",))
+                return _ENDED
             await asyncio.sleep(ALIVE_POLL_S / 10)
         return Report(ready=True)
 
@@ -165,6 +195,17 @@ class Supervisor:
             _tell(child, word)
 
 
+_ENDED = Report(
+    ready=False, detail="a worker ended before it was ready", hints=("look at its log above",), exit_code=CannotStart.exit_code
+)
+
+
+def _died_early(number: int, deaths: int) -> Report:
+    detail = f"worker {number} died {deaths} times in a row within {STEADY_S:.0f} s of its start"
+    hints = ("the log above says how", "broker doctor")
+    return Report(ready=False, detail=detail, hints=hints, exit_code=CannotStart.exit_code)
+
+
 def external_store(settings: Settings) -> str:
     """The URL of an external store, from the setting or from the file that keeps its password out of sight."""
     if settings.store_url_file is None:
@@ -186,6 +227,20 @@ def _begin(assignment: Assignment) -> _Child:
 def _tell(child: _Child, word: str) -> None:
     with suppress(OSError):
         child.line.send(word)
+
+
+def check_first_policy(settings: Settings) -> None:
+    """Compiles the tree where there is no data folder yet: a first start that cannot be leaves none behind.
+
+    Later starts leave it to the workers, which compile in any case.  Raises `PolicyInvalid`.
+    """
+    with suppress(OSError):  # a place that may not even be looked at is refused when the key is looked for
+        if settings.data.exists():
+            return
+    try:
+        load_tree(settings.policies, settings.limits, today=int(time.time()))
+    except PolicyInvalid as error:
+        raise PolicyInvalid(f"{settings.policies} does not load", "broker policy check", problems=error.problems) from error
 
 
 def check_tls(settings: Settings) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -36,12 +37,12 @@ class Said:
 
 
 @contextlib.contextmanager
-def shell(environment: dict[str, str]) -> Iterator[None]:
-    """This process with another environment, and nobody at the keyboard."""
+def shell(environment: dict[str, str], typed: str = "") -> Iterator[None]:
+    """This process with another environment, and nobody at the keyboard; `typed` comes in by a pipe."""
     before, keyboard = dict(os.environ), sys.stdin
     os.environ.clear()
     os.environ.update(environment)
-    sys.stdin = io.StringIO("")
+    sys.stdin = io.StringIO(typed)
     try:
         yield
     finally:
@@ -57,11 +58,11 @@ class Terminal:
     broker: Broker
     issuer: OidcIssuer
 
-    def types(self, *arguments: str, **environment: str) -> Said:
+    def types(self, *arguments: str, typed: str = "", **environment: str) -> Said:
         """Runs `broker ARGUMENTS` in this process, with the broker's environment and no terminal to ask on."""
         out, err = io.StringIO(), io.StringIO()
         code = 0
-        with shell(self.broker.environment | environment), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with shell(self.broker.environment | environment, typed), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 run(list(arguments))
             except SystemExit as stop:
@@ -88,3 +89,10 @@ def terminal(issuer: OidcIssuer, tmp_path_factory: pytest.TempPathFactory) -> It
     policies = write_tree(folder / "policies", {"github": {"preset": "github-actions", "url": issuer.url}})
     with Broker(folder / "data", policies, env={"BROKER_REFUSALS_PER_S": "10000", "COLUMNS": "200"}) as broker:
         yield Terminal(broker, issuer)
+
+
+@pytest.fixture
+def copy(terminal: Terminal, tmp_path: Path) -> Path:
+    """A copy of the broker's policies, to be changed."""
+    shutil.copytree(terminal.broker.policies, tmp_path / "tree")
+    return tmp_path / "tree"

@@ -8,7 +8,11 @@ import subprocess
 import sys
 import threading
 
+import pytest
+
+from broker.cli.audit import CHOICES
 from tests.cli.conftest import Terminal
+from tests.docs.pages import DOCS, names, rows
 
 
 def test_search_finds_by_every_field_and_prints_newest_first(terminal: Terminal) -> None:
@@ -32,6 +36,37 @@ def test_search_says_nothing_and_exits_1_where_nothing_is_found(terminal: Termin
     assert terminal.types("audit", "search", "--since", "1h", "--outcome", "issued").code == 0
     assert terminal.types("audit", "search", "--until", "2020-01-01").code == 1
     assert terminal.types("audit", "search", "--since", "2020-01-01T00:00:00Z", "--limit", "1").code == 0
+
+
+@pytest.mark.parametrize("command", ["search", "tail"])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--outcome", "isued"), "'isued' is not one of 'issued', 'refused'"),
+        (("--kind", "exchanges"), "'exchanges' is not one of 'exchange', 'check'"),
+    ],
+)
+def test_a_kind_or_outcome_that_no_record_has_is_a_usage_error(
+    command: str, arguments: tuple[str, ...], says: str, terminal: Terminal
+) -> None:
+    said = terminal.types("audit", command, *arguments)
+    assert (said.code, said.out) == (2, "")
+    assert says in said.err
+
+
+def test_a_limit_below_zero_is_a_usage_error(terminal: Terminal) -> None:
+    said = terminal.types("audit", "search", "--limit", "-1")
+    assert (said.code, said.out) == (2, "")
+    assert "--limit" in said.err
+
+
+def test_kinds_and_outcomes_are_those_that_the_documentation_lists(terminal: Terminal) -> None:
+    kind = next(cells for cells in rows(DOCS / "audit.md", "field") if names(cells[0]) == ["kind"])
+    assert tuple(names(kind[1])) == CHOICES["kind"]
+    outcomes = [name for cells in rows(DOCS / "audit.md", "outcome") for name in names(cells[0])]
+    assert tuple(outcomes) == CHOICES["outcome"]
+    shown = terminal.types("audit", "search", "--help").out
+    assert all(word in shown for words in CHOICES.values() for word in words)
 
 
 def test_search_shows_the_systems_own_records(terminal: Terminal) -> None:

@@ -33,6 +33,41 @@ def test_a_usage_error_is_one_error_line_a_hint_and_2(arguments: tuple[str, ...]
     assert [line.split(":")[0] for line in lines] == ["error", "hint"], said.err
 
 
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--log-level", ("debug", "info", "warning", "error")),
+        ("--trace-context", ("link", "parent", "ignore")),
+        ("--durability", ("disk",)),
+    ],
+)
+def test_help_lists_the_values_of_an_option_that_takes_few(flag: str, words: tuple[str, ...], terminal: Terminal) -> None:
+    said = " ".join(terminal.types("serve", "--help").out.split())
+    assert f": {', '.join(words)}. [BROKER_{flag[2:].upper().replace('-', '_')}]" in said
+    assert terminal.types("config", "show", flag, "x").code == 2
+    assert all(terminal.types("config", "show", flag, word).code == 0 for word in words)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("BROKER_WROKERS", "BROKER_WORKERS"), ("BROKER_SCOPE_MAX", "BROKER_SCOPES_MAX"), ("BROKER_SUBJECT_TOKN", "BROKER_SUBJECT_TOKEN")],
+)
+def test_a_misspelt_variable_is_told_the_right_one(name: str, meant: str, terminal: Terminal) -> None:
+    said = terminal.types("config", "show", **{name: "2"})
+    assert said.code == 0
+    assert f"warning: {name} is no setting of this version; did you mean {meant}?" in said.err
+    assert "did you mean" not in terminal.types("config", "show", BROKER_XYZZY="2").err
+
+
+def test_a_misspelt_line_of_broker_toml_is_told_the_right_one(terminal: Terminal, tmp_path: Path) -> None:
+    file = tmp_path / "broker.toml"
+    file.write_text("wrokers = 2\nscopes_max = 20\n[limits]\nscope_max = 20\n")
+    said = terminal.types("config", "show", BROKER_CONFIG=str(file)).err
+    assert "`wrokers` is no setting of this version; did you mean workers?" in said
+    assert "`scopes_max` is no setting of this version; did you mean limits.scopes_max?" in said
+    assert "`limits.scope_max` is no limit of this version; did you mean limits.scopes_max?" in said
+
+
 @pytest.mark.parametrize("command", LOOKS)
 def test_a_folder_in_which_no_broker_ran_is_a_3(command: tuple[str, ...], terminal: Terminal, tmp_path: Path) -> None:
     said = terminal.types(*command, "--data", str(tmp_path / "nowhere"))

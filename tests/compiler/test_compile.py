@@ -130,6 +130,7 @@ def test_what_is_wrong_with_an_issuer_is_said(tmp_path: Path, entry: str, says: 
     ("text", "says"),
     [
         ("environments:\n  api: {max_ttl: 1m, issuers: [github]}\n", "reserved word"),
+        ("environments:\n  system: {max_ttl: 1m, issuers: [github]}\n", "reserved word"),
         ("environments:\n  prod: {max_ttl: 1m}\n", "`issuers` is missing"),
         ("environments:\n  prod: {max_ttl: 1m, issuers: []}\n", "must not be empty"),
         ("environments:\n  prod: {max_ttl: 1m, issuers: [gone]}\n", "there is no issuer `gone`"),
@@ -167,7 +168,22 @@ def test_a_missing_shared_file_is_an_error(tmp_path: Path) -> None:
         assert any(problem.file == name and "there is no" in problem.message for problem in found)
 
 
-@pytest.mark.parametrize("path", ["notes.txt", "prod/svc-a.yml", "other.yaml", "prod/keys.json", "qa/svc-a.yaml"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "notes.txt",
+        "prod/svc-a.yml",
+        "other.yaml",
+        "prod/keys.json",
+        "qa/svc-a.yaml",
+        "prod/svc-a.yaml.md",
+        "README.yaml",
+        "README",
+        "readme.md",
+        "prod/README.md.bak",
+        "docs.md",
+    ],
+)
 def test_a_file_that_nobody_reads_is_an_error(tmp_path: Path, path: str) -> None:
     found = problems(tmp_path, {path: account("svc-a", GOOD)})
     assert [problem.file for problem in found] == [path]
@@ -175,7 +191,7 @@ def test_a_file_that_nobody_reads_is_an_error(tmp_path: Path, path: str) -> None
 
 
 def test_hidden_files_and_readmes_are_left_alone(tmp_path: Path) -> None:
-    assert problems(tmp_path, {"README": "x", "docs.md": "x", ".git/config": "x", "prod/.svc-a.yaml.swp": "x"}) == []
+    assert problems(tmp_path, {"README.md": "x", "prod/README.md": "x", ".git/config": "x", "prod/.svc-a.yaml.swp": "x"}) == []
 
 
 def test_one_account_of_an_env_has_one_file(tmp_path: Path) -> None:

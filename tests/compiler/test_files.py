@@ -70,13 +70,6 @@ def test_two_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
     assert len(read_tree(tmp_path, LIMITS).problems) == 2
 
 
-def test_a_file_that_everybody_may_write_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, FILES)
-    (tmp_path / "apis.yaml").chmod(0o666)
-    tree = read_tree(tmp_path, LIMITS)
-    assert "everybody" in tree.documents["apis.yaml"].problems[0].message
-
-
 def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     write(tmp_path, FILES)
     os.mkfifo(tmp_path / "prod/pipe.yaml")

@@ -164,3 +164,32 @@ async def test_a_storm_of_edits_ends_at_the_last_one_and_never_mixes_two_trees(t
     stop.set()
     await asyncio.wait_for(watching, 10)
     assert turns == 50
+
+
+@pytest.mark.parametrize("path", [".", "prod", "prod/svc-a.yaml", "apis.yaml"])
+async def test_a_folder_or_file_that_opens_to_everybody_is_seen_and_its_closing_too(path: str, tmp_path: Path) -> None:
+    seen = Seen()
+    policy = live(write(tmp_path, {"prod/svc-a.yaml": GOOD}), seen)
+    place = tmp_path / path
+    mode = place.stat().st_mode
+    stop = asyncio.Event()
+    watching = asyncio.create_task(policy.watch(stop))
+    await seen.until("loaded")
+    tree = policy.current()
+    place.chmod(mode | 0o002)
+    refused = await seen.until("refused")
+    assert [(problem.file, problem.hint) for problem in refused.problems] == [(path, f"chmod o-w {place}")]
+    assert policy.current() is tree
+    place.chmod(mode)
+    await seen.until("restored")
+    stop.set()
+    await asyncio.wait_for(watching, 10)
+
+
+async def test_a_warning_about_the_folder_is_no_reason_to_load_it_again(tmp_path: Path) -> None:
+    seen = Seen()
+    policy = live(write(tmp_path, {"prod/svc-a.yaml": GOOD}), seen)
+    for place in (tmp_path / "prod", tmp_path / "apis.yaml"):
+        place.chmod(0o775)
+    await policy.reload()
+    assert (await policy.reload()).outcome == "unchanged"

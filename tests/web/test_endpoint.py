@@ -388,6 +388,18 @@ async def test_an_env_that_does_not_exist_and_a_path_that_is_none_are_404(live: 
         assert "access_token" not in answer.text
 
 
+@pytest.mark.parametrize("act", ["token", "check"])
+@pytest.mark.parametrize("env", ["staging", "PROD", "api"])
+async def test_an_env_that_is_not_served_is_said_to_be_the_mistake(env: str, act: str, live: Live) -> None:
+    answer = await post(live, form(live), f"/{env}/{act}")
+    said = "the environment in the URL is not one of this broker's; check BROKER_ENV or the URL"
+    assert (answer.status_code, answer.json()) == (404, {"error": "invalid_request", "error_description": said})
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    elsewhere = await post(live, form(live), "/prod/tokens")
+    assert elsewhere.json()["error_description"] == "there is nothing at this address"
+
+
 @pytest.mark.parametrize("path", ["/prod%2ftoken", "/%70rod/token", "/prod/%74oken", "/prod/x/%2e%2e/token", "/prod/token%00"])
 async def test_a10_an_escaped_path_is_no_second_way_in(path: str, live: Live) -> None:
     assert (await post(live, form(live), path)).status_code == 404

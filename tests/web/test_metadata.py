@@ -74,6 +74,8 @@ async def test_md_05_an_unknown_env_is_a_404(place: str, live: Live) -> None:
         answer = await live.client.get("/" + place.format(env=env))
         assert answer.status_code == 404, env
         assert "prod" not in answer.text, "a 404 lists nothing"
+        if env == "staging":
+            assert "the environment in the URL is not one of this broker's" in answer.text
 
 
 @pytest.mark.parametrize("place", [APPENDED, INSERTED, OAUTH, "{env}/jwks.json"])

@@ -15,6 +15,7 @@ import pytest
 
 from broker.config import Limits
 from broker.protocol import oauth
+from broker.web import error_pages
 from tests.support.issuer import OidcIssuer
 from tests.support.live import PAYMENTS, Live
 
@@ -226,6 +227,20 @@ async def test_scopes_are_told_only_where_a_rule_holds_wholly(live: Live) -> Non
     )  # fmt: skip
     nearly = (await asks(live, {**OWN, "environment": "staging"}, scope="everything")).json()
     assert (nearly["error"], nearly["reason"], nearly.get("scopes")) == (oauth.INVALID_REQUEST, "claims_not_satisfied", None)
+
+
+async def test_scopes_joined_by_commas_are_one_name_that_nobody_has_and_the_page_says_so(live: Live) -> None:
+    answer = await live.exchange(live.token(), audience="payments", scope="deploy:write,releases:read")
+    assert answer.json()["reason"] == "scope_not_granted"
+    page = error_pages.sections()
+    assert "deploy:write,releases:read" in page["scope_not_granted"]
+    assert "comma" not in page["malformed_request"]
+
+
+@pytest.mark.parametrize("scope", ["a\tb", "a\nb", 'a"b', "a  b", "a a"])
+async def test_scopes_that_the_page_calls_malformed_are(scope: str, live: Live) -> None:
+    answer = await live.exchange(live.token(), audience="payments", scope=scope)
+    assert answer.json()["reason"] == "malformed_request"
 
 
 async def test_an_unknown_target_is_told_only_where_a_rule_holds_wholly(live: Live) -> None:
