@@ -48,15 +48,15 @@ def exchanges(given: argparse.Namespace) -> list[Round]:
         try:
             rounds: list[Round] = []
             with (
-                floor(pool, ports[0], "bare") as low,
-                floor(pool, ports[2], "reading") as middle,
+                floor(pool, ports[0], "floor") as low,
+                floor(pool, ports[2], "signatures") as lowest,
                 broker(pool, ports[1], "broker", pool.policies("broker", "allow")) as high,
             ):
-                for server in (low, middle, high):
+                for server in (lowest, low, high):
                     measure(server, 8, 1, pool, 0)  # warm
                 for callers in given.callers:
                     for number in range(given.rounds):
-                        for server in (low, middle, high) if number % 2 == 0 else (high, middle, low):
+                        for server in (lowest, low, high) if number % 2 == 0 else (high, low, lowest):
                             rounds.append(measure(server, callers, given.seconds, pool, 0))
                             print(report.line(rounds[-1]), file=sys.stderr)
             with broker(pool, ports[1], "single-use", pool.policies("single-use", "reject")) as single:

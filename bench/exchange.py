@@ -57,7 +57,7 @@ def floor(pool: Pool, port: int, kind: str) -> Iterator[Server]:
     try:
         url = f"http://127.0.0.1:{port}/"
         wait(url)
-        yield Server("floor" if kind == "bare" else kind, url, (("server", process.pid),))
+        yield Server(kind, url, (("server", process.pid),))
     finally:
         process.terminate()
         process.wait()

@@ -1,6 +1,9 @@
 """The floor: what no exchange can go below.  Raw ASGI, one RS256 verification, one ES256 signature, the same server.
 
-python -m bench.floor PORT FOLDER        FOLDER holds issuer.json, the issuer's public key
+Two of them.  The floor that targets are held against reads what it verifies and writes what it signs: a form, a token, claims,
+an answer.  `signatures` leaves that out too: it is no endpoint, and shows what the two signatures cost on this server.
+
+python -m bench.floor PORT FOLDER floor|signatures        FOLDER holds issuer.json, the issuer's public key
 """
 
 from __future__ import annotations
@@ -23,11 +26,11 @@ HEAD = urlsafe_b64encode(b'{"alg":"ES256","kid":"1","typ":"at+jwt"}')
 CLAIMS = urlsafe_b64encode(json.dumps({f"claim{n}": "x" * 24 for n in range(12)}).encode())
 
 
-def bare(folder: Path):
+def signatures(folder: Path):
     """Nothing but the two signatures: the token is cut out of the body by its name, what is signed never changes."""
     verifier, signer = keys(folder)
 
-    async def floor(_scope, receive, send) -> None:
+    async def app(_scope, receive, send) -> None:
         body = (await receive()).get("body", b"")
         token = body.partition(b"subject_token=")[2].partition(b"&")[0]
         signing_input, _, signature = token.rpartition(b".")
@@ -37,14 +40,14 @@ def bare(folder: Path):
         issued = payload + b"." + urlsafe_b64encode(ES256.sign(payload, signer))
         await answer(send, b'{"access_token":"' + issued + b'"}')
 
-    return floor
+    return app
 
 
-def reading(folder: Path):
-    """The same, with the form, the token and the answer read and written as any token endpoint must."""
+def floor(folder: Path):
+    """A token endpoint without a question asked: form and token read, the signature verified, claims signed, an answer written."""
     verifier, signer = keys(folder)
 
-    async def floor(_scope, receive, send) -> None:
+    async def app(_scope, receive, send) -> None:
         form = dict(parse_qsl((await receive()).get("body", b"").decode(), strict_parsing=True))
         signing_input, _, signature = form["subject_token"].encode().rpartition(b".")
         header, _, payload = signing_input.partition(b".")
@@ -57,7 +60,7 @@ def reading(folder: Path):
         issued = signed + b"." + urlsafe_b64encode(ES256.sign(signed, signer))
         await answer(send, msgspec.json.encode({"access_token": issued.decode(), "token_type": "Bearer", "expires_in": 600}))
 
-    return floor
+    return app
 
 
 def keys(folder: Path):
@@ -72,6 +75,6 @@ async def answer(send, body: bytes) -> None:
 
 if __name__ == "__main__":
     uvicorn.run(
-        {"bare": bare, "reading": reading}[sys.argv[3]](Path(sys.argv[2])), port=int(sys.argv[1]), http="httptools", loop="uvloop", ws="none",
+        {"floor": floor, "signatures": signatures}[sys.argv[3]](Path(sys.argv[2])), port=int(sys.argv[1]), http="httptools", loop="uvloop", ws="none",
         lifespan="off", log_level="error", access_log=False,
     )  # fmt: skip

@@ -81,14 +81,12 @@ def table(rounds: list[Round], decisions: list[dict[str, float]]) -> str:
             f"   {pair.median('broker', 'cpu_us'):>6.0f}  {statistics.median(cpu):.2f}   {store:>9.0f}"
         )
     for pair in pairings(rounds):
-        reading = [one for one in rounds if one.server == "reading" and one.callers == pair.callers]
-        if reading:
-            per_s = statistics.median(high.per_s / low.per_s for low, high in zip(reading, pair.broker, strict=True))
-            cpu = statistics.median(_of(high, "cpu_us") / _of(low, "cpu_us") for low, high in zip(reading, pair.broker, strict=True))
-            rows.append(
-                f"{pair.callers:>7}  against a floor that reads form and token ({statistics.median(one.per_s for one in reading):.0f}/s):"
-                f" throughput {per_s:.2f}, CPU {cpu:.2f}"
-            )
+        bare = Pairing(pair.callers, [r for r in rounds if r.server == "signatures" and r.callers == pair.callers], pair.broker)
+        per_s, cpu = statistics.median(bare.ratios("per_s")), statistics.median(bare.ratios("cpu_us"))
+        rows.append(
+            f"{pair.callers:>7}  against the two signatures alone, nothing read or written ({bare.median('floor', 'per_s'):.0f}/s):"
+            f" throughput {per_s:.2f}, CPU {cpu:.2f}"
+        )
     for one in rounds:
         if one.server == "single-use":
             rows.append(f"single use of each token, {line(one)}")

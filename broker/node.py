@@ -36,6 +36,8 @@ from broker.telemetry import log, metrics
 from broker.telemetry.trace import Tracer
 
 HEALTH_EVERY_S = 1.0
+# Exchanges leave no cycles: looking for some after every 700 objects is in vain.  What refusals leave is some MB at most.
+GC_THRESHOLDS = (50_000, 20, 100)
 WITNESS = "witness"
 
 Clock = Callable[[], float]
@@ -368,3 +370,4 @@ def _settle_memory() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)

@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from broker.model import Client, Draft, ExchangeRequest, Finding, Grant, UnverifiedToken, Workload
+from broker.protocol.claims import present
 from broker.protocol.ids import new_record_id
 from broker.protocol.revocations import fact
 from broker.telemetry.log import TOKEN_LIKE
@@ -117,8 +118,7 @@ def add_workload(body: dict[str, Any], workload: Workload) -> None:
     body["issuer"] = workload.issuer
     body["subject"] = subject = fact(workload.subject)  # as `revoke --subject` takes it
     body["workload"] = {"issuer": workload.iss, "subject": subject, "ids": workload.ids}
-    claims = {name: value for name, value in workload.recorded.items() if value is not None}
-    body["claims"] = claims  # facts, so fit to be written
+    body["claims"] = present(workload.recorded)  # facts, so fit to be written
     body["subject_token_sha256"] = workload.token_sha256
     body["subject_token_key_id"] = clean(workload.key_id)
 

@@ -40,7 +40,7 @@ from broker.identity.issuers import IssuerKeys
 from broker.identity.replay import single_use
 from broker.model import ExchangeRequest, Issuer, Issuers, Workload
 from broker.protocol import oauth
-from broker.protocol.claims import ClaimValue, derive_spiffe
+from broker.protocol.claims import ClaimValue, derive_spiffe, present
 from broker.protocol.compact import NotCompact, UnverifiedJws, read
 from broker.protocol.revocations import facts_from
 
@@ -104,7 +104,7 @@ async def authenticate(
         iss=issuer.url,
         subject=payload["sub"],
         claims=claims,
-        ids={name: value for name in issuer.stable_ids if (value := facts[name]) is not None},
+        ids=present({name: facts[name] for name in issuer.stable_ids}),
         recorded=facts if len(facts) == len(issuer.recorded) else {name: facts[name] for name in issuer.recorded},
         token_sha256=hashlib.sha256(request.subject_token.encode("ascii")).hexdigest(),
         key_id=key.kid or "",
@@ -166,11 +166,13 @@ def _check_claims(payload: Mapping[str, Any], issuer: Issuer) -> None:
     if not payload.keys() >= issuer.needed:
         missing = next(name for name in ("sub", "aud", "exp", *issuer.required) if name not in payload)
         raise TokenMalformed(f"{missing} is missing")
-    for name in _STRINGS:
-        if name in payload and (type(payload[name]) is not str or not payload[name]):
+    for name in _STRINGS & payload.keys():
+        if type(payload[name]) is not str or not payload[name]:
             raise TokenMalformed(f"{name} is no string, or empty")
-    for name in _DATES:
-        if name in payload and not _is_date(payload[name]):
+    for name in _DATES & payload.keys():
+        date = payload[name]
+        # RFC 7519 §2: a JSON number.  Exact types: in Python True is an int.
+        if (type(date) is not int and type(date) is not float) or not 0 < date < _DATE_MAX:
             raise TokenMalformed(f"{name} is no number of seconds")
     audience = payload["aud"]
     members = audience if type(audience) is list else [audience]
@@ -196,11 +198,6 @@ def _check_ids(payload: Mapping[str, Any], issuer: Issuer, claims: Mapping[str, 
         spec = issuer.claims.get(name) if name not in claims else None
         if spec is not None and spec.path and _present(payload, spec.path):
             raise TokenMalformed(f"the stable id {name} has another type than its issuer gives it")
-
-
-def _is_date(value: Any) -> bool:
-    # RFC 7519 §2: a JSON number.  Exact types: in Python True is an int.
-    return (type(value) is int or type(value) is float) and 0 < value < _DATE_MAX
 
 
 def _present(payload: Any, path: tuple[str, ...]) -> bool:

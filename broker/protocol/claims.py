@@ -10,6 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import compress
+from operator import is_not
 from typing import Any, Final, Literal
 
 ClaimType = Literal["string", "integer", "boolean", "list", "object"]
@@ -49,6 +52,15 @@ class ClaimSpec:
         return typed(value, self.types)
 
 
+def present(values: Mapping[str, str | None]) -> dict[str, str]:
+    """Those that are there: without the Nones, and without a loop, for this is on the hot path."""
+    return dict(compress(values.items(), map(_is_there, values.values())))  # pyright: ignore[reportReturnType]
+
+
+_is_there = partial(is_not, None)
+_TEXT: Final = frozenset({str})
+
+
 def typed(value: Any, types: tuple[ClaimType, ...]) -> ClaimValue | None:
     """`value` if its exact JSON type is among `types` (a boolean is no integer), lists as tuples; else None."""
     for name in types:
@@ -69,11 +81,13 @@ def pointer(name: str) -> tuple[str, ...]:
 class Reading:
     """How the claims of one issuer are read: made once, for this is on the hot path.
 
-    `plain` are the texts at the top of the payload (short name, member), by far the common case; `single` the
-    numbers and booleans there; `others` all the rest.  `members` are those of a payload in which no family can have any.
+    `plain` are the texts at the top of the payload that keep their names, by far the common case, and read without a loop;
+    `renamed` those under another (short name, member), `single` the numbers and booleans there, `others` all the rest.
+    `members` are those of a payload in which no family can have any.
     """
 
-    plain: tuple[tuple[str, str], ...]
+    plain: frozenset[str]
+    renamed: tuple[tuple[str, str], ...]
     single: tuple[tuple[str, str, type], ...]
     others: tuple[ClaimSpec, ...]
     families: tuple[ClaimSpec, ...]
@@ -83,8 +97,10 @@ class Reading:
     def of(cls, claims: Mapping[str, ClaimSpec], families: Sequence[ClaimSpec] = ()) -> Reading:
         """The reading of these claims.  Derived ones are left out: no token can write them."""
         named = {name: ClaimSpec(name, (name,)) for name in REGISTERED} | dict(claims)
-        plain = tuple((name, spec.path[0]) for name, spec in named.items() if len(spec.path) == 1 and spec.types == ("string",))
-        done = {name for name, _ in plain}
+        texts = [(name, spec.path[0]) for name, spec in named.items() if len(spec.path) == 1 and spec.types == ("string",)]
+        plain = frozenset(name for name, member in texts if name == member)
+        renamed = tuple((name, member) for name, member in texts if name != member)
+        done = {name for name, _ in texts}
         single = tuple(
             (name, spec.path[0], PYTHON_TYPES[spec.types[0]])
             for name, spec in named.items()
@@ -95,19 +111,19 @@ class Reading:
         prefixes = tuple(spec.path[-1].removesuffix("*") for spec in families)
         tops = {spec.path[0] for spec in named.values() if spec.path} | {"aud", "exp", "iat", "nbf"}
         members = frozenset(top for top in tops if not top.startswith(prefixes))
-        return cls(plain, single, others, tuple(families), members)
+        return cls(plain, renamed, single, others, tuple(families), members)
 
     def read(self, payload: Mapping[str, Any]) -> dict[str, ClaimValue]:
         """What rules may look at in a verified payload, under short names.
 
         `iss`, `sub` and `jti` are there if they are strings, `aud` as a tuple whatever its shape.
         """
-        found: dict[str, ClaimValue] = {}
-        if self.families and not payload.keys() <= self.members:
-            for spec in self.families:
-                found.update(_members(payload, spec))
         member = payload.get
-        for name, key in self.plain:
+        here = self.plain & payload.keys()
+        found: dict[str, ClaimValue] = dict(zip(here, map(payload.__getitem__, here), strict=True))
+        if not _TEXT.issuperset(map(type, found.values())):
+            found = {name: value for name, value in found.items() if type(value) is str}
+        for name, key in self.renamed:
             value: Any = member(key)
             if type(value) is str:
                 found[name] = value
@@ -118,6 +134,9 @@ class Reading:
         for spec in self.others:
             if (read := spec.read(payload)) is not None:
                 found[spec.name] = read
+        if self.families and not payload.keys() <= self.members:
+            for spec in self.families:
+                found = {**dict(_members(payload, spec)), **found}  # a claim of its own type is never replaced
         value = member("aud")
         if type(value) is str:
             found["aud"] = (value,)

@@ -22,6 +22,7 @@ SELECTORS: Final = frozenset({"service_account", "issuer", "iss", "subject", "cl
 FACT_CHARACTERS_MAX: Final = 256
 # `{` and a quote or white space in base64url, then a dot: the beginning of a compact JWS.  telemetry/log.py knows the same.
 TOKEN_LIKE: Final = re.compile(r"e(?:yJ|yA|w[ko0])[A-Za-z0-9_-]{6,}\.")
+_TEXT_OR_NONE: Final = frozenset({str, type(None)})
 ACTS: Final = frozenset({"birth", "revoke", "lift"})
 
 
@@ -143,14 +144,12 @@ def facts_from(claims: Mapping[str, Any], names: Sequence[str]) -> dict[str, str
 
     Nearly always all of them are short plain texts, which one look at them together tells; it is the hot path.
     """
-    found = {name: claims.get(name) for name in names}
-    texts = [value for value in found.values() if value is not None]
-    try:
-        together = "".join(texts)
-    except TypeError:  # numbers, lists, booleans among them
-        together = "\0"
-    if together.isprintable() and max(map(len, texts), default=0) <= FACT_CHARACTERS_MAX and not TOKEN_LIKE.search(together):
-        return found
+    found = dict(zip(names, map(claims.get, names), strict=True))
+    if _TEXT_OR_NONE.issuperset(map(type, found.values())):
+        together = "".join(filter(None, found.values()))
+        longest = max(map(len, filter(None, found.values())), default=0)
+        if longest <= FACT_CHARACTERS_MAX and together.isprintable() and not TOKEN_LIKE.search(together):
+            return found
     return {name: None if value is None else fact(value) for name, value in found.items()}
 
 

@@ -226,10 +226,13 @@ def _is_form(content_type: bytes) -> bool:
 
 async def _body(receive: Any, bytes_max: int) -> bytes | None:
     """The whole body, or None if it grows over the limit.  Raises `_Gone`."""
+    message = await receive()
+    whole = message.get("body", b"")
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        return whole if len(whole) <= bytes_max else None
     parts: list[bytes] = []
     size, more = 0, True
     while more:
-        message = await receive()
         if message["type"] == "http.disconnect":
             raise _Gone
         parts.append(message.get("body", b""))
@@ -237,7 +240,9 @@ async def _body(receive: Any, bytes_max: int) -> bytes | None:
         if size > bytes_max:
             return None
         more = message.get("more_body", False)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+        if more:
+            message = await receive()
+    return b"".join(parts)
 
 
 async def _reply(send: Any, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
