@@ -22,7 +22,7 @@ from broker.audit.refusals import RefusalBudget
 from broker.compiler.live import LivePolicy, ReloadOutcome
 from broker.config import Settings
 from broker.credentials.voids import Voids
-from broker.errors import CannotStart, KeysUnavailable, PolicyInvalid, PolicyUnavailable, StoreUnavailable
+from broker.errors import BrokerError, CannotStart, KeysUnavailable, PolicyInvalid, PolicyUnavailable, StoreUnavailable
 from broker.exchange import Exchange
 from broker.identity.issuers import IssuerKeys
 from broker.keys.rotation import KeyRings
@@ -75,6 +75,7 @@ class Node:
     reload_broken: str = ""
     on_change: Callable[[Node], None] = lambda _node: None
     _envs: set[str] = field(default_factory=set)
+    _unopened: tuple[str, ...] = ()
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @classmethod
@@ -194,6 +195,7 @@ class Node:
     def degraded(self) -> tuple[str, ...]:
         """What an operator should look at while traffic goes on."""
         found = [f"policy: {self.reload_broken}"] if self.reload_broken else []
+        found += [f"env {env}: could not be opened yet" for env in self._unopened]
         for issuer, health in self.issuer_keys.health().items():
             if health.last_error:
                 found.append(f"issuer {issuer}: {health.last_error}")
@@ -203,12 +205,13 @@ class Node:
 
     async def _follow_policy(self) -> None:
         wanted = self.named_envs
-        for env in wanted:
-            if env not in self._envs:
-                await self.rings.open(env)
-                await self.revocations.open(env, self.clock())
-                self._envs.add(env)
         self._envs.intersection_update(wanted)
+        self._unopened = tuple(env for env in wanted if env not in self._envs)
+        for env in self._unopened:
+            await self.rings.open(env)
+            await self.revocations.open(env, self.clock())
+            self._envs.add(env)
+        self._unopened = ()
 
     async def _record_reload(self, outcome: ReloadOutcome) -> None:
         now = self.clock()
@@ -270,13 +273,21 @@ class Node:
         self.store.held = why
 
     async def _reopen_closed(self) -> None:
-        """A slot that could not be read is tried again; one that shows another history stays closed until a person acts."""
-        for env in self._envs:
-            try:
-                self.revocations.view(env)
-            except StoreUnavailable:
-                if env not in self.revocations.closed:
-                    await self.revocations.open(env, self.clock())
+        """A slot that could not be read is tried again, as is an env that could not be opened when the policy named it.
+
+        A slot that shows another history stays closed until a person acts.
+        """
+        try:
+            for env in self.envs:
+                try:
+                    self.revocations.view(env)
+                except StoreUnavailable:
+                    if env not in self.revocations.closed:
+                        await self.revocations.open(env, self.clock())
+            if self._unopened:
+                await self._follow_policy()
+        except BrokerError as error:
+            log.get("node").warning("an env could not be opened", cause=error.detail)
 
     async def _keep(self, work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         """Runs a background task for good: one that dies is logged and begun again."""

@@ -93,7 +93,9 @@ def lift_command(revocation: str, envs: tuple[str, ...], reason: str, yes: bool,
 
 @revoke.command("list", epilog="Example: broker revoke list --env prod")
 @click.option("-e", "--env", "envs", multiple=True, metavar="ENV", help="Only this env; may repeat.")
-@click.option("--limit", default=100, show_default=True, metavar="N", help="At most so many; 0 = all.")
+@click.option(
+    "--limit", type=click.IntRange(min=0), default=100, show_default=True, metavar="N", help="At most so many; 0 = all."
+)
 @click.option("--json", "as_json", is_flag=True, help="JSON lines.")
 @options(*STATE, *POLICY)
 def list_command(envs: tuple[str, ...], limit: int, as_json: bool, **given: Any) -> None:

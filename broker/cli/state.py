@@ -74,7 +74,7 @@ async def load_policy(state: State) -> bool:
 
 async def open_envs(state: State, wanted: tuple[str, ...], *, rings: bool = True) -> tuple[str, ...]:
     """Opens rings and chains of the envs asked for, by default of all in the store.  Raises `CannotReach` for an unknown env."""
-    known = tuple(slot for slot in await state.store.slots() if slot != "system")
+    known = await state.store.slots()
     missing = [env for env in wanted if env not in known]
     if missing:
         raise CannotReach(

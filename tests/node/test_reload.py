@@ -219,3 +219,22 @@ def test_sighup_reloads_every_worker(tmp_path: Path) -> None:
                 assert time.monotonic() < deadline, "SIGHUP was not heard by every worker"
                 time.sleep(0.02)
             assert ask() == 200
+
+
+async def test_an_env_that_could_not_be_opened_is_opened_as_soon_as_it_can_be(live: Live) -> None:
+    await live.raw.set("broker:{qa}:keys", "of another type")
+    environments = live.policies / "environments.yaml"
+    environments.write_text(environments.read_text() + "  qa: {max_ttl: 1h, issuers: [github]}\n")
+
+    async def told() -> bool:
+        return "env qa: could not be opened yet" in (await live.client.get("/readyz")).json().get("degraded", [])
+
+    await until(told)
+    assert (await live.client.get("/prod/jwks.json")).status_code == 200
+    await live.raw.delete("broker:{qa}:keys")
+
+    async def served() -> bool:
+        return (await live.client.get("/qa/jwks.json")).status_code == 200
+
+    await until(served)
+    assert not await told()
