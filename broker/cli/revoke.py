@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from difflib import get_close_matches
-from secrets import token_urlsafe
 from typing import Any
 
 import click
@@ -21,6 +20,7 @@ from broker.config import Settings
 from broker.errors import ActRefused
 from broker.node import local_operator
 from broker.policy.tree import Tree
+from broker.protocol.ids import new_act_id
 from broker.protocol.revocations import Entry, in_force
 from broker.store.names import SYSTEM_SLOT
 
@@ -66,7 +66,7 @@ def revoke(ctx: click.Context, where: tuple[str, ...], act_id: str | None, yes: 
         raise click.UsageError("say what to cut off: --service-account, --issuer, --subject, --trust-rule or --where")
     if not given["reason"]:
         raise click.UsageError("--reason is missing: whoever is cut off will ask why")
-    act_id = act_id or token_urlsafe(12)
+    act_id = act_id or new_act_id()
     until = int(given["until"]) if given["until"] is not None else None
     if not as_json:
         where_and_how_long = f"{', '.join(given['envs']) or 'every env'}, {_end(until)}"
@@ -87,7 +87,7 @@ def revoke(ctx: click.Context, where: tuple[str, ...], act_id: str | None, yes: 
 def lift_command(revocation: str, envs: tuple[str, ...], reason: str, yes: bool, as_json: bool, **given: Any) -> None:
     """End a revocation."""
     confirm(yes, f"Lift {revocation} now?")
-    act = Lift(id=token_urlsafe(12), lifts=revocation, envs=envs, reason=reason)
+    act = Lift(id=new_act_id(), lifts=revocation, envs=envs, reason=reason)
     _report("LIFTED", revocation, asyncio.run(_perform(settings_from(given), act)), as_json, "")
 
 

@@ -1,4 +1,4 @@
-"""Ids that nobody can guess, for requests, records and credentials.  Never taken from outside.
+"""Ids that nobody can guess, for requests, records, revocations and credentials.  Never taken from outside.
 
 One reading of the system's randomness serves many of them: a system call for each costs more than deciding does.
 """
@@ -38,6 +38,11 @@ new_jti = _drawn(JTI_BYTES)
 def new_request_id() -> str:
     """`req_` and 120 random bits."""
     return "req_" + _id()
+
+
+def new_act_id() -> str:
+    """`rev_` and 120 random bits: what a revocation is lifted by, so nothing that a command line takes for an option."""
+    return "rev_" + _id()
 
 
 def new_record_id() -> str:

@@ -10,7 +10,7 @@ from broker.protocol import ids
 
 def test_ids_are_canonical_base64url_of_as_many_bits_as_promised() -> None:
     assert len(urlsafe_b64decode(ids.new_jti() + "==")) == 16
-    for prefix, made in (("req_", ids.new_request_id()), ("aud_", ids.new_record_id())):
+    for prefix, made in (("req_", ids.new_request_id()), ("aud_", ids.new_record_id()), ("rev_", ids.new_act_id())):
         assert made.startswith(prefix)
         assert len(urlsafe_b64decode(made.removeprefix(prefix))) == 15
 
