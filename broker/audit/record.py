@@ -68,11 +68,10 @@ def base(kind: str, outcome: str, *, env: str, now: float, node: str, reason: st
 
 def add_request(body: dict[str, Any], request: ExchangeRequest) -> None:
     """Adds what was asked, by whom on the wire."""
-    audience, scope = request.audience, request.scope
-    usual = not request.resource and len(audience) == 1 and scope is not None and len(scope) == 1
-    short = usual and len(audience[0]) + len(scope[0]) <= TEXT_CHARACTERS_MAX if scope else False
+    audience, resource, scope = request.audience, request.resource, request.scope
+    short = sum(map(len, (*audience, *resource, *(scope or ())))) <= TEXT_CHARACTERS_MAX
     told = _requested if short else _requested.__wrapped__
-    body["requested"] = told(audience, request.resource, scope, request.service_account, request.ttl_s)
+    body["requested"] = told(audience, resource, scope, request.service_account, request.ttl_s)
     add_call(body, request.request_id, request.trace_id, request.client)
 
 
