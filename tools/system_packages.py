@@ -16,6 +16,9 @@ PROGRAMS = {
         ("redis-server", "redis-server", "redis", "the store's promises on a second server, and over TLS"),
         ("curl", "curl", "curl", "the commands that the start pages show"),
         ("jq", "jq", "jq", "the commands that the start pages show"),
+        ("git", "git", "git", "git's credential protocol"),
+        ("haproxy", "haproxy", "haproxy", "a resource server that others wrote"),
+        ("apache2", "apache2-bin libapache2-mod-oauth2", "httpd", "a resource server that others wrote, with mod_oauth2"),
     ],
     "bench": [("wrk", "wrk", "wrk", "the load generator")],
 }
@@ -28,7 +31,7 @@ def main(use: str, waived: list[str]) -> int:
         return 2
     missing = [row for row in PROGRAMS[use] if shutil.which(row[0]) is None and row[0] not in waived]
     if missing and os.geteuid() == 0 and shutil.which("apt-get"):
-        install([row[1] for row in missing])
+        install([package for row in missing for package in row[1].split()])
         missing = [row for row in missing if shutil.which(row[0]) is None]
     if not missing:
         return 0
