@@ -18,7 +18,8 @@ from broker.compiler.schema import AccountFile, FolderFile, RuleEntry, fill
 from broker.compiler.where import Where, strangers
 from broker.config import Limits
 from broker.policy.condition import Condition, ConditionInvalid, Language, TextPattern
-from broker.policy.tree import Access, Account, Api, Env, Problem, Rule, Severity
+from broker.policy.tree import SENSITIVITIES, Access, Account, Api, Env, Problem, Rule, Severity
+from broker.presets import Preset
 
 RESERVED_ACCOUNTS: Final = frozenset({"default", "root", "admin", "administrator", "broker", "system", "anonymous", "unknown"})
 DAY_S: Final = 86_400
@@ -214,6 +215,7 @@ def _rule(reader: Reader, number: int, entry: RuleEntry, model: AccountFile, con
     access = entry.access or model.access
     if entry.access is not None:
         _check_within(reader, (*path, "access"), entry.access, model.access, "the account's access")
+    _check_sensitivity(reader, path, entry, access, issuer.preset, context.apis)
     low = _low(access, context.apis)
     runs = (issuer.preset.stranger_runs if issuer.preset else None) or ()
     return Rule(
@@ -235,6 +237,33 @@ def _rule(reader: Reader, number: int, entry: RuleEntry, model: AccountFile, con
         expires_at=min(model.expires, entry.expires or model.expires),
         entries=pins.entries,
     )
+
+
+def _check_sensitivity(
+    reader: Reader,
+    path: tuple[str | int, ...],
+    entry: RuleEntry,
+    access: Access,
+    preset: Preset | None,
+    apis: Mapping[str, Api],
+) -> None:
+    """Keep what a rule grants below the ceiling of its issuer's preset: no pin makes safe what a run does with all it reads."""
+    if preset is None or preset.sensitivity_max is None:
+        return
+    open_to = SENSITIVITIES[: SENSITIVITIES.index(preset.sensitivity_max) + 1]
+    for name, scopes in access.items():
+        for number, scope in enumerate(scopes):
+            found = apis[name].scopes.get(scope) if name in apis else None
+            if found is None or found.sensitivity in open_to:
+                continue
+            message = (
+                f"`{scope}` at {name} is of {found.sensitivity} sensitivity, and the preset {preset.name} opens"
+                f" {preset.sensitivity_max} at most: such a run executes what it reads"
+            )
+            if entry.access is None:
+                reader.tell((*path, "issuer"), message, "give the rule an `access` of its own, without it")
+            else:
+                reader.tell((*path, "access", name, number), message, "leave it out of the rule's `access`")
 
 
 def _low(access: Access, apis: Mapping[str, Api]) -> dict[str, tuple[str, ...]]:

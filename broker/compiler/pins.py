@@ -62,7 +62,7 @@ def wanted(preset: Preset | None, identity: tuple[str, ...]) -> str:
         if pin.prefix_matches:
             claims += " (exact, or a glob below a prefix that ends at a slash)"
         elif pin.matches:
-            claims += " (exact, in the form with ids)" if preset.stable_ids != pin.claims else " (exact)"
+            claims += " (exact, in the form that names one workload for good)"
         shown.append(claims)
     return ", or ".join(shown)
 

@@ -17,6 +17,7 @@ from broker.policy.match import Matcher
 from broker.protocol.claims import ClaimValue
 
 Sensitivity = Literal["low", "medium", "high"]
+SENSITIVITIES: Final[tuple[Sensitivity, ...]] = ("low", "medium", "high")  # the least first
 Access = Mapping[str, tuple[str, ...]]
 
 BROKER_API: Final = "broker"

@@ -10,11 +10,12 @@ from importlib import resources
 from typing import Final
 from urllib.parse import urlsplit
 
-from broker.presets.preset import Danger, Fixture, Pin, Preset, StrangerRun
+from broker.presets.preset import Careful, Danger, Fixture, Pin, Preset, StrangerRun
 from broker.presets.reading import RECORDED_MAX, PresetInvalid, parse
 
 __all__ = [
     "RECORDED_MAX",
+    "Careful",
     "Danger",
     "Fixture",
     "Pin",
@@ -46,10 +47,23 @@ def load(name: str) -> Preset:
 
 
 def preset_for_fixed_url(url: str) -> str | None:
-    """The preset whose fixed issuer is at this url, or at its host; an entry with such a url must name that preset."""
+    """The preset of the vendor whose issuer this url can only be; an entry with such a url must name that preset.
+
+    Those are the urls that a preset fixes and all at their hosts, those that its customers share, and those of a form that
+    holds the vendor's host.
+    """
     host = urlsplit(url).hostname
     for name in names():
-        for fixed in load(name).urls:
-            if url == fixed or (host is not None and host == urlsplit(fixed).hostname):
-                return name
+        preset = load(name)
+        fixed = any(url == each or (host is not None and host == urlsplit(each).hostname) for each in preset.urls)
+        shared = any(pattern is not None and answer and pattern.fullmatch(url) for pattern, answer in preset.shared)
+        if fixed or shared or _only_there(preset, url):
+            return name
     return None
+
+
+def _only_there(preset: Preset, url: str) -> bool:
+    # A form that fits the same path at any other host too (GitLab's, Kubernetes') says nothing about whose issuer it is.
+    form = preset.url_pattern
+    elsewhere = urlsplit(url)._replace(netloc="issuer.example").geturl()
+    return form is not None and form.fullmatch(url) is not None and form.fullmatch(elsewhere) is None

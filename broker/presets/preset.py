@@ -54,6 +54,17 @@ class Danger:
 
 
 @dataclass(frozen=True, slots=True)
+class Careful:
+    """The rule to begin with: `pins` are compared by equals, in this order, with the values of a real token; `where` holds
+    claims that are better compared otherwise, as in a policy; `find` says how an owner without a token comes by a value.
+    """
+
+    pins: tuple[str, ...]
+    where: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    find: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Fixture:
     """A realistic token: header, payload, and payloads of variants by name.  Tests alone may sign it."""
 
@@ -65,7 +76,8 @@ class Fixture:
 @dataclass(frozen=True, slots=True)
 class Preset:
     """One file, checked.  `stranger_runs` is None where they are not known; `shared` maps url patterns (`*`: all others) to
-    whether strangers use the same issuer, None where that is not known.
+    whether strangers use the same issuer, None where that is not known; `unconfirmed` are phrases that say what nobody could
+    confirm; `sensitivity_max` is the most sensitive scope that a rule for this issuer may grant, None for no ceiling.
     """
 
     name: str
@@ -91,6 +103,9 @@ class Preset:
     shared: tuple[tuple[re.Pattern[str] | None, bool | None], ...]
     audience_free: bool
     audience_fixed: tuple[str, ...]
+    unconfirmed: tuple[str, ...]
+    sensitivity_max: Literal["low", "medium", "high"] | None
+    careful: Careful
     dangers: tuple[Danger, ...]
     fixture: Fixture
 

@@ -6,6 +6,8 @@ A file's fields: `title`; `urls` (fixed issuers, byte for byte) and `url_pattern
 `stable_ids`, `ids` (which claims name a project, tenant, person, workload), `recorded`;
 `identity_pins` (one of them a rule must satisfy to load), `own_pins` (what makes a workload a rule's own),
 `stranger_runs` ("unknown" where nobody has looked), `shared` (one issuer for all customers?), `audience`, `dangers`,
+`unconfirmed` (phrases: what nobody could confirm), `sensitivity_max` (the most sensitive scope that a rule may grant);
+`careful` (the rule to begin with: `pins`, compared by equals; `where`, by other operators; `find`, how to come by a value);
 `fixture` (header, claims, variants that `set`, `remove` or set `null`).
 """
 
@@ -17,18 +19,19 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, cast
 
-from broker.presets.preset import Danger, Fixture, Pin, Preset, StrangerRun
+from broker.presets.preset import Careful, Danger, Fixture, Pin, Preset, StrangerRun
 from broker.protocol.claims import PYTHON_TYPES, ClaimSpec, ClaimType
 
 RECORDED_MAX: Final = 24
 OPERATORS: Final = frozenset({"equals", "in", "prefix"})
 SEVERITIES: Final = frozenset({"low", "medium", "high", "critical"})
+SENSITIVITIES: Final = ("low", "medium", "high")
 ID_KINDS: Final = ("project", "tenant", "person", "workload")
 FIELDS: Final = frozenset(
     {
         *("title", "urls", "url_pattern", "algorithms", "key_use", "required", "absent", "claims", "stable_ids", "ids"),
         *("max_lifetime_s", "max_age_s", "replay_default", "recorded", "identity_pins", "own_pins", "stranger_runs"),
-        *("shared", "audience", "dangers", "fixture"),
+        *("shared", "audience", "unconfirmed", "sensitivity_max", "careful", "dangers", "fixture"),
     }
 )
 
@@ -77,6 +80,9 @@ def _preset(name: str, table: dict[str, Any]) -> Preset:
         shared=_shared(name, table["shared"]),
         audience_free=table["audience"]["free"],
         audience_fixed=tuple(table["audience"].get("fixed", ())),
+        unconfirmed=tuple(table.get("unconfirmed", ())),
+        sensitivity_max=table.get("sensitivity_max"),
+        careful=_careful(name, table["careful"]),
         dangers=tuple(Danger(**entry) for entry in table.get("dangers", ())),
         fixture=_fixture(name, table["fixture"]),
     )
@@ -95,6 +101,7 @@ def _check(preset: Preset) -> None:
         "pins": pins,
         "stranger_runs": runs,
         "ids": [claim for kind in preset.ids.values() for claim in kind],
+        "careful": [*preset.careful.pins, *preset.careful.where],
     }
     for field, claims in named.items():
         for claim in claims:
@@ -107,6 +114,9 @@ def _check(preset: Preset) -> None:
         "replay_default: reject or allow": preset.replay_default not in ("reject", "allow"),
         "max_lifetime_s and max_age_s: whole seconds above zero": min(preset.max_lifetime_s, preset.max_age_s) < 1,
         "dangers: a known severity": any(danger.severity not in SEVERITIES for danger in preset.dangers),
+        f"sensitivity_max: one of {', '.join(SENSITIVITIES)}": preset.sensitivity_max not in (None, *SENSITIVITIES),
+        "careful: all claims of one identity pin": not _pinned(preset.careful, preset.identity_pins),
+        "careful: all claims of one own pin": bool(preset.own_pins) and not _pinned(preset.careful, preset.own_pins),
         "urls: each fits url_pattern": any(
             preset.url_pattern is not None and not preset.url_pattern.fullmatch(url) for url in preset.urls
         ),
@@ -114,6 +124,12 @@ def _check(preset: Preset) -> None:
     for rule, broken in problems.items():
         if broken:
             raise PresetInvalid(f"presets/{preset.name}.toml: {rule}")
+
+
+def _pinned(careful: Careful, alternatives: tuple[Pin, ...]) -> bool:
+    """Whether one alternative's claims are all compared.  Whether the values do is known to whoever compiles the rule."""
+    compared = {*careful.pins, *careful.where}
+    return any(compared.issuperset(pin.claims) for pin in alternatives)
 
 
 def _symmetric(algorithms: tuple[str, ...]) -> bool:
@@ -143,6 +159,15 @@ def _pin(name: str, entry: dict[str, Any]) -> Pin:
     matches = {claim: re.compile(text) for claim, text in entry.get("matches", {}).items()}
     prefixes = {claim: re.compile(text) for claim, text in entry.get("prefix_matches", {}).items()}
     return Pin(tuple(entry["claims"]), operators, matches, prefixes)
+
+
+def _careful(name: str, table: dict[str, Any]) -> Careful:
+    _only(name, "careful.", table, frozenset({"pins", "where", "find"}))
+    pins, where, find = tuple(table["pins"]), table.get("where", {}), table.get("find", {})
+    if not pins or len({*pins, *where}) != len(pins) + len(where):
+        raise PresetInvalid(f"presets/{name}.toml: careful.pins names claims, each once, and none that careful.where names")
+    _only(name, "careful.find.", find, frozenset({*pins, *where}))
+    return Careful(pins, MappingProxyType(where), MappingProxyType(find))
 
 
 def _stranger_run(name: str, entry: dict[str, Any]) -> StrangerRun:

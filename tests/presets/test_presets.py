@@ -32,6 +32,8 @@ free = true
 [claims]
 sub = {{always = true}}
 {claims}
+[careful]
+pins = {careful}
 [fixture.header]
 [fixture.claims]
 {tables}
@@ -42,8 +44,9 @@ def text(
     top: str = 'shared = false\nstranger_runs = []\nown_pins = []\nidentity_pins = [{claims = ["sub"]}]',
     claims: str = "",
     tables: str = "",
+    careful: str = '["sub"]',
 ) -> str:
-    return MINIMAL.format(top=top, claims=claims, tables=tables)
+    return MINIMAL.format(top=top, claims=claims, tables=tables, careful=careful)
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -103,7 +106,8 @@ def test_the_format_can_say_what_every_known_issuer_needs(name: str) -> None:
         )
     )
     claims = "\n".join(f"{json.dumps(claim)} = {{}}" for claim in form["claims"] if claim != "sub")
-    preset = parse(name, text(top, claims))
+    careful = json.dumps(pins(form["own_pins"] or form["identity_pins"])[0]["claims"])
+    preset = parse(name, text(top, claims, careful=careful))
     assert len(preset.identity_pins) == len(form["identity_pins"])
     assert (preset.stranger_runs is None) is (form["stranger_runs"] is None)
 
@@ -131,6 +135,19 @@ def test_the_format_can_say_what_every_known_issuer_needs(name: str) -> None:
             "prefix",
             id="an operator that pins nothing",
         ),
+        pytest.param(text(careful='["nothing"]'), "careful names `nothing`", id="a careful rule on an unknown claim"),
+        pytest.param(text(claims="x = {}", careful='["x"]'), "identity pin", id="a careful rule that does not load"),
+        pytest.param(
+            text(claims="x = {}").replace("own_pins = []", 'own_pins = [{claims = ["x"]}]'),
+            "own pin",
+            id="a careful rule that makes nobody its own",
+        ),
+        pytest.param(text(careful='["sub", "sub"]'), "each once", id="a careful pin named twice"),
+        pytest.param(text(careful="[]"), "names claims", id="a careful rule without a pin"),
+        pytest.param(text(careful='["sub"]\nfind = {aud = "x"}'), "careful.find.aud", id="how to find what is not pinned"),
+        pytest.param(
+            text().replace('title = "T"', 'title = "T"\nsensitivity_max = "secret"'), "sensitivity_max", id="an unknown ceiling"
+        ),
         pytest.param("=", "TOMLDecodeError", id="no TOML"),
         pytest.param(text().replace("shared = false", "shared = 3"), "shared", id="shared is a number"),
     ],
@@ -147,6 +164,13 @@ def test_a_wrong_file_is_refused_with_its_name(broken: str, message: str) -> Non
         ("https://token.actions.githubusercontent.com", "github-actions"),
         ("https://token.actions.githubusercontent.com/acme-corp", "github-actions"),
         ("https://gitlab.com", "gitlab"),
+        ("https://oidc.circleci.com", "circleci"),
+        ("https://oidc.circleci.com/org/5034460f-c7c4-4c43-9457-de07e2029e7b", "circleci"),
+        ("https://login.microsoftonline.com/common/v2.0", "azure"),
+        ("https://acme.semaphoreci.com", "semaphore"),
+        ("https://app.terraform.io", "terraform-cloud"),
+        ("https://terraform.acme.example", None),
+        ("https://git.acme.example/_services/token", None),
         ("https://gitlab.acme.example", None),
         ("https://oidc.prod.acme.example", None),
         ("http://127.0.0.1:8701", None),

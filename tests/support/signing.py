@@ -106,12 +106,13 @@ class Shape:
     def claims(self, *, now: float, **changes: Any) -> dict[str, Any]:
         """The fixture's claims with `iat` at `now` and the other times as far from it as in the fixture.
 
-        A change to None removes the claim; `aud` keeps the fixture's shape (string or list) unless it is given as a list.
+        A change to None removes the claim, and a null of the fixture stays one; `aud` keeps the fixture's shape (string or
+        list) unless it is given as a list.
         """
         base = self.fixture.get("iat", self.fixture["exp"] - 300)
         claims = {name: int(now + value - base) if name in TIMES else value for name, value in self.fixture.items()}
         aud = changes.get("aud")
         if isinstance(aud, str) and isinstance(claims.get("aud"), list):
             changes["aud"] = [aud]
-        claims |= changes
-        return {name: value for name, value in claims.items() if value is not None}
+        kept = {name: value for name, value in claims.items() if name not in changes}
+        return kept | {name: value for name, value in changes.items() if value is not None}
