@@ -18,8 +18,12 @@ from urllib.parse import urlsplit
 
 UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 PREFIX: Final = "BROKER_"
-CLIENT_VARIABLES: Final = frozenset(
-    {"BROKER_URL", "BROKER_ENV", "BROKER_SUBJECT_TOKEN", "BROKER_SUBJECT_TOKEN_FILE", "BROKER_ID_TOKEN", "BROKER_CONFIG"}
+CLIENT_VARIABLES: Final = frozenset(  # what callers set (docs/cli.md): none of them is a misspelt setting
+    {
+        *("BROKER_URL", "BROKER_ENV", "BROKER_AUDIENCE", "BROKER_SCOPE", "BROKER_SERVICE_ACCOUNT", "BROKER_TTL"),
+        *("BROKER_IDENTITY", "BROKER_IDENTITY_AUDIENCE", "BROKER_SUBJECT_TOKEN", "BROKER_SUBJECT_TOKEN_FILE", "BROKER_ID_TOKEN"),
+        *("BROKER_SPIFFE_ID", "BROKER_PATIENCE", "BROKER_TOKEN", "BROKER_TOKEN_FILE", "BROKER_TOKEN_EXPIRES_AT", "BROKER_CONFIG"),
+    }
 )
 
 

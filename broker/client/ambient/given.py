@@ -1,0 +1,63 @@
+"""What the user says: a file or a variable that holds the identity token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from broker.client.ambient import Absent, Found, Outcome
+from broker.client.errors import IdentityFailed
+
+if TYPE_CHECKING:
+    from broker.client.ambient import Around
+    from broker.client.ambient.signals import Detector
+
+TOKEN_BYTES_MAX = 65_536
+API_SERVERS_OWN = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+
+
+def look_file(detector: Detector, around: Around) -> Outcome:
+    """`BROKER_SUBJECT_TOKEN_FILE`, read anew for each attempt: whoever keeps it fresh replaces it."""
+    path = around.env.get("BROKER_SUBJECT_TOKEN_FILE", "")
+    if not path:
+        return Absent(detector.looks_for)
+    return from_file(path)
+
+
+def from_file(path: str) -> Found:
+    """A file that somebody keeps fresh; it is read anew for each attempt."""
+    return Found("file", "a file", path, lambda _: read_token(path))
+
+
+def from_text(text: str, where: str) -> Found:
+    """A token that is at hand once."""
+    token = text.strip()
+    return Found("variable", where, where, lambda _: token, fresh=False)
+
+
+def look_variable(detector: Detector, around: Around) -> Outcome:
+    """`BROKER_SUBJECT_TOKEN`."""
+    token = around.env.get("BROKER_SUBJECT_TOKEN", "")
+    if not token.strip():
+        return Absent(detector.looks_for)
+    return from_text(token, "BROKER_SUBJECT_TOKEN")
+
+
+def read_token(path: str) -> str:
+    """A token from a file.  Raises `IdentityFailed`, also for the one that a pod has for its API server."""
+    if path == API_SERVERS_OWN:
+        from broker.client.ambient import here
+        from broker.client.ambient.kubernetes import volume
+
+        raise IdentityFailed(f"{path} is for the cluster's API server alone and is sent nowhere", *volume(here()))
+    try:
+        with open(path, encoding="ascii") as file:  # noqa: PTH123  # pathlib costs a cold start its modules
+            token = file.read(TOKEN_BYTES_MAX + 1).strip()
+    except OSError as error:
+        raise IdentityFailed(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise IdentityFailed(f"{path} holds no token: a JWT is plain ASCII") from None
+    if not token:
+        raise IdentityFailed(f"{path} is empty", "whoever writes it may not have started yet", passing=True)
+    if len(token) > TOKEN_BYTES_MAX:
+        raise IdentityFailed(f"{path} holds no token: it is larger than {TOKEN_BYTES_MAX} bytes")
+    return token

@@ -1,0 +1,383 @@
+"""One exchange, from the caller's side: an identity token goes in, a credential or the broker's own words come out (RFC 8693).
+
+    credential = obtain(server, wanted, source)      tries again where that can help, each time with a fresh identity token
+    plan = preview(server, wanted, source)           a dry run: what would be issued
+
+Raises the tree of errors.py.  No secret is in any text or repr.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from base64 import urlsafe_b64decode
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlencode
+
+from broker.client.errors import ClientError, IdentityFailed, Misused, Refusal, Refused, Unavailable, Unreachable
+from broker.client.http import Answer, Target, checked, printable, request
+from broker.protocol import oauth
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from broker.client.ambient import Found
+
+PATIENCE_S = 60.0  # for all attempts together
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 8.0
+TOKEN_BYTES_MAX = 65_536
+TEXT_MAX = 500
+EXPIRES_IN_MAX_S = 366 * 86_400
+DOUBTFUL_TRIES = 4  # a name that is wrong should not take a minute to say so
+_OWN_TIME = frozenset({"exp", "iat", "nbf", "jti"})
+
+
+class Server(NamedTuple):
+    """One env of a broker.  `identity_audience`: what the identity token must be made for."""
+
+    url: str
+    env: str
+    identity_audience: str
+
+    @property
+    def issuer(self) -> str:
+        """Its issuer URL."""
+        return f"{self.url}/{self.env}"
+
+    @staticmethod
+    def of(url: str, env: str, identity_audience: str = "") -> Server:
+        """Raises `Misused` where either is missing or wrong."""
+        if not url:
+            raise Misused("no broker is named", "--url https://broker.acme.example, or BROKER_URL")
+        base = url.rstrip("/")
+        checked(base)
+        if "?" in base or "#" in base:
+            raise Misused("the broker's URL ends with its path", "write it like https://broker.acme.example")
+        if not env:
+            raise Misused("no env is named", "--env prod, or BROKER_ENV")
+        if not all(letter.isascii() and (letter.isalnum() or letter == "-") for letter in env):
+            raise Misused(f"{printable(env)} is no env", "an env is a word, like prod; the broker's URL goes into --url")
+        if base.endswith(f"/{env}"):
+            raise Misused(f"{base} already ends in the env", f"--url {base.removesuffix('/' + env)} --env {env}")
+        return Server(base, env, identity_audience or f"{base}/{env}")
+
+
+class Wanted(NamedTuple):
+    """What to ask for.  `ttl_s` in seconds, 0 for the env's default."""
+
+    audience: tuple[str, ...] = ()
+    scope: tuple[str, ...] = ()
+    service_account: str = ""
+    ttl_s: int = 0
+
+
+class Credential(NamedTuple):
+    """What was issued.  Its repr and str leave the token out.  `expires_at` in epoch seconds, by this machine's clock."""
+
+    token: str
+    expires_at: float
+    scope: tuple[str, ...]
+    audience: tuple[str, ...]
+    service_account: str
+    request_id: str
+    trace_id: str
+
+    def __repr__(self) -> str:
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.expires_at))
+        return f"<Credential of {self.service_account or '?'} for {' '.join(self.scope)}, until {when}>"
+
+    __str__ = __repr__
+
+
+class Plan(NamedTuple):
+    """What a dry run says would be issued; `expires_in` in seconds."""
+
+    service_account: str
+    trust_rule: str
+    audience: tuple[str, ...]
+    scope: tuple[str, ...]
+    expires_in: int
+    request_id: str
+    trace_id: str
+
+
+class Step(NamedTuple):
+    """Something that happened on the way, for whoever wants to follow (`-v`, logs).  Holds no secret."""
+
+    what: str
+    detail: str
+
+
+def _unheard(_: Step) -> None:
+    pass
+
+
+def obtain(
+    server: Server,
+    wanted: Wanted,
+    source: Found,
+    *,
+    patience_s: float = PATIENCE_S,
+    heard: Callable[[Step], None] = _unheard,
+    headers: Mapping[str, str] | None = None,
+) -> Credential:
+    """A credential.  Raises `ClientError`s."""
+    return _patiently(server, wanted, source, "token", _issued, patience_s, heard, headers or {})
+
+
+def preview(
+    server: Server,
+    wanted: Wanted,
+    source: Found,
+    *,
+    patience_s: float = PATIENCE_S,
+    heard: Callable[[Step], None] = _unheard,
+) -> Plan:
+    """What `obtain` would bring, issuing nothing and using nothing up.  Raises `ClientError`s."""
+    return _patiently(server, wanted, source, "check", _planned, patience_s, heard, {})
+
+
+def _patiently(
+    server: Server,
+    wanted: Wanted,
+    source: Found,
+    act: str,
+    read: Callable[[Any, Answer, Mapping[str, Any]], Any],
+    patience_s: float,
+    heard: Callable[[Step], None],
+    headers: Mapping[str, str],
+) -> Any:
+    deadline = time.monotonic() + patience_s
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            return _once(server, wanted, source, act, read, deadline, heard, headers)
+        except ClientError as error:
+            pause = _pause(error, tries, fresh=source.fresh)
+            if pause is None or time.monotonic() + pause > deadline:
+                raise
+            heard(Step("again", f"in {pause:.1f} s, for {deadline - time.monotonic():.0f} s at most: {error}"))
+            time.sleep(pause)
+
+
+def _pause(error: ClientError, tries: int, *, fresh: bool) -> float | None:
+    """Seconds until asking again can help; None where it cannot.  What the server says wins; the rest grows, with jitter."""
+    if isinstance(error, Refused):
+        # Platforms without a jti make equal tokens within one second: the next one is another.
+        again = error.reason == "token_replayed" and fresh and tries == 1
+        return 1.0 + random.random() / 2 if again else None  # noqa: S311
+    passing = isinstance(error, Unreachable | Unavailable | IdentityFailed) and error.passing
+    doubtful = isinstance(error, IdentityFailed) or (isinstance(error, Unreachable) and error.doubtful)
+    if not passing or (doubtful and tries >= DOUBTFUL_TRIES):
+        return None
+    said = error.retry_after_s if isinstance(error, Unavailable) else None
+    grown = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (tries - 1))
+    return (said or grown) * (1 + random.random() / 4)  # noqa: S311
+
+
+def _once(
+    server: Server,
+    wanted: Wanted,
+    source: Found,
+    act: str,
+    read: Callable[[Any, Answer, Mapping[str, Any]], Any],
+    deadline: float,
+    heard: Callable[[Step], None],
+    headers: Mapping[str, str],
+) -> Any:
+    token = source.fetch(server.identity_audience)
+    presented = claims_of(token)
+    url = f"{server.issuer}/{act}"
+    heard(Step("identity", printable(f"{source.name}: {source.where}", TEXT_MAX)))
+    heard(Step("request", printable(f"POST {url}  {_shown(wanted)}", TEXT_MAX)))
+    answer = request(
+        Target(url),
+        "POST",
+        {"Content-Type": "application/x-www-form-urlencoded", **headers},
+        _form(wanted, token),
+        within_s=max(1.0, min(10.0, deadline - time.monotonic())),
+    )
+    heard(Step("reply", f"{answer.status}  request {printable(answer.headers.get('x-request-id', '-'))}"))
+    body = _json(answer)
+    if answer.status == 200 and body is not None:
+        return read(body, answer, presented)
+    raise _failure(server, wanted, answer, body, presented, source)
+
+
+def _form(wanted: Wanted, token: str) -> bytes:
+    pairs = [
+        ("grant_type", oauth.GRANT_TOKEN_EXCHANGE),
+        ("subject_token_type", oauth.TOKEN_TYPE_JWT),
+        ("subject_token", token),
+        *(("audience", name) for name in wanted.audience),
+    ]
+    if wanted.scope:
+        pairs.append(("scope", " ".join(wanted.scope)))
+    if wanted.service_account:
+        pairs.append(("service_account", wanted.service_account))
+    if wanted.ttl_s:
+        pairs.append(("ttl", str(wanted.ttl_s)))
+    return urlencode(pairs, errors="replace").encode("ascii")
+
+
+def _shown(wanted: Wanted) -> str:
+    parts = {
+        "audience": " ".join(wanted.audience),
+        "scope": " ".join(wanted.scope),
+        "service_account": wanted.service_account,
+        "ttl": str(wanted.ttl_s or ""),
+    }
+    return "  ".join(f"{name}={value}" for name, value in parts.items() if value)
+
+
+def _json(answer: Answer) -> dict[str, Any] | None:
+    try:
+        body = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _issued(body: Any, answer: Answer, _: Mapping[str, Any]) -> Credential:
+    token, expires_in = body.get("access_token"), _lives(body)
+    if not isinstance(token, str) or not _is_bearer(token) or str(body.get("token_type")).lower() != "bearer" or not expires_in:
+        raise Unavailable("the answer holds no credential", "is this the broker's URL?", passing=False)
+    claims = claims_of(token)
+    return Credential(
+        token=token,
+        expires_at=time.time() + expires_in,
+        scope=_words(body),
+        audience=texts(claims.get("aud")),
+        service_account=_text(claims.get("sub")),
+        request_id=_text(answer.headers.get("x-request-id")),
+        trace_id=_trace_id(answer),
+    )
+
+
+def _planned(body: Any, answer: Answer, _: Mapping[str, Any]) -> Plan:
+    expires_in = _lives(body)
+    if body.get("allowed") is not True or not expires_in:
+        raise Unavailable("the answer is not one of a dry run", "is this the broker's URL?", passing=False)
+    return Plan(
+        _text(body.get("service_account")),
+        _text(body.get("trust_rule")),
+        texts(body.get("audience")),
+        _words(body),
+        expires_in,
+        _text(answer.headers.get("x-request-id")),
+        _trace_id(answer),
+    )
+
+
+def _lives(body: Any) -> int:
+    """`expires_in`, or 0 for what is no life."""
+    life = body.get("expires_in")
+    return life if type(life) is int and 0 < life <= EXPIRES_IN_MAX_S else 0
+
+
+def _is_bearer(token: str) -> bool:
+    """RFC 6750 §2.1: nothing that would end a header, a line of a protocol or of a variables file."""
+    return token != "" and token.isascii() and all(letter.isalnum() or letter in "-._~+/=" for letter in token)
+
+
+def _trace_id(answer: Answer) -> str:
+    parts = answer.headers.get("traceresponse", "").split("-")
+    return printable(parts[1]) if len(parts) == 4 else ""
+
+
+def _text(value: object) -> str:
+    """A member that is one string, in a form that a line of a log or of a protocol can hold."""
+    return printable(value, TEXT_MAX) if isinstance(value, str) else ""
+
+
+def _words(body: Any) -> tuple[str, ...]:
+    scope = body.get("scope")
+    return texts(scope.split()) if isinstance(scope, str) else ()
+
+
+def texts(value: object) -> tuple[str, ...]:
+    """A claim or member that is one string or a list of them, in a form that a line can hold."""
+    some: list[Any] = value if isinstance(value, list) else [value]
+    return tuple(_text(item) for item in some if isinstance(item, str))
+
+
+def _failure(
+    server: Server,
+    wanted: Wanted,
+    answer: Answer,
+    body: dict[str, Any] | None,
+    presented: Mapping[str, Any],
+    source: Found,
+) -> ClientError:
+    if body is None or not isinstance(body.get("error"), str) or answer.status == HTTPStatus.NOT_FOUND:
+        return _no_broker(server, answer)
+    refusal = Refusal(
+        status=answer.status,
+        error=_text(body["error"]),
+        description=_text(body.get("error_description")),
+        uri=_text(body.get("error_uri")),
+        reason=_text(body.get("reason")),
+        request_id=_text(body.get("request_id")),
+        trace_id=_text(body.get("trace_id")),
+        claims=texts(body.get("claims")),
+        scopes=texts(body.get("scopes")),
+        service_accounts=texts(body.get("service_accounts")),
+        expected_audience=texts(body.get("expected_audience")),
+    )
+    if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR or answer.status == HTTPStatus.TOO_MANY_REQUESTS:
+        return Unavailable(
+            f"{server.env} cannot answer now: {refusal.description} ({answer.status})",
+            "the broker, its store or the issuer's keys are away for the moment: try again later, or give it more --patience",
+            f"its operator sees why: request {refusal.request_id}   trace {refusal.trace_id}",
+            retry_after_s=_retry_after(answer),
+        )
+    from broker.client.refusals import advice
+
+    word = f"{server.env} refused this workload: {refusal.reason or refusal.error} ({answer.status} {refusal.error})"
+    return Refused(word, *advice(refusal, presented, source, server, wanted), refusal=refusal, presented=presented)
+
+
+def _no_broker(server: Server, answer: Answer) -> ClientError:
+    """An answer without the broker's envelope: a proxy, another server, a gateway that is waiting for its broker."""
+    if 300 <= answer.status < 400:
+        to = printable(answer.headers.get("location", "somewhere else"))
+        return Unavailable(f"{server.issuer} redirects to {to}", "name the broker's own URL", passing=False)
+    if answer.status == HTTPStatus.NOT_FOUND:
+        return Unavailable(
+            f"{server.url} has no env {server.env}, or is not the broker (404)",
+            f"{server.issuer}/.well-known/openid-configuration answers where an env is served",
+            passing=False,
+        )
+    return Unavailable(
+        f"{server.url} answered {answer.status} without a broker's words",
+        "is this the broker's URL? a proxy or a gateway may stand in between",
+        passing=answer.status in {429, 500, 502, 503, 504},
+        retry_after_s=_retry_after(answer),
+    )
+
+
+def _retry_after(answer: Answer) -> float | None:
+    """RFC 9110 §10.2.3, in its form in seconds; a date is left to our own pace."""
+    text = answer.headers.get("retry-after", "")
+    return float(text) if text.isdecimal() and len(text) <= 6 else None
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    """The payload of one's own compact JWT, unverified: for showing, never for deciding.  Empty for anything else."""
+    parts = token.split(".")
+    if len(parts) != 3 or len(token) > TOKEN_BYTES_MAX:
+        return {}
+    try:
+        payload = json.loads(urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except (ValueError, RecursionError):
+        return {}
+    return payload if isinstance(payload, dict) else {}
+
+
+def telling(presented: Mapping[str, Any]) -> dict[str, Any]:
+    """The claims that say who somebody is, without those that only say when."""
+    return {name: value for name, value in presented.items() if name not in _OWN_TIME}
