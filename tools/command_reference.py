@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from broker.cli.main import COMMANDS, cli
+from broker.cli.commands import COMMANDS, cli
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 _BLOCK = re.compile(r"(<!-- options: ([a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -40,9 +40,15 @@ def _table(command: click.Command) -> str:
             text += f"| `{name}` | the argument{'' if parameter.required else ', may be left out'} |\n"
         elif isinstance(parameter, click.Option):
             names = ", ".join(f"`{name}`" for name in parameter.opts)
-            shown = f"{names} `{parameter.metavar or 'TIME'}`" if not parameter.is_flag else names
+            shown = names if parameter.is_flag else f"{names} `{_value(parameter)}`"
             text += f"| {shown} | {_help(parameter)} |\n"
     return text + "\n"
+
+
+def _value(option: click.Option) -> str:
+    if isinstance(option.type, click.Choice):
+        return "\\|".join(option.type.choices)
+    return option.metavar or "TIME"
 
 
 def _help(option: click.Option) -> str:

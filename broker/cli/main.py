@@ -1,126 +1,51 @@
-"""`broker`: which command lives in which module, and what every command has in common.
+"""`broker`: the entry point.  Commands of the caller's side run at once; all others, and every `--help`, by click.
 
-Results go to stdout, talk to stderr: one `error:` line, then `hint:` lines.
-Exit codes: 0 done, 1 refused or findings, 2 usage, 3 cannot reach or start what it needs, 130 interrupted.
+A job pays for a cold `broker token` in every run, so click is loaded for whatever the short way cannot read.
+Exit codes: 0 done, 1 refused or findings, 2 usage, 3 cannot reach or start what it needs, 125-127 as env(1) for exec,
+130 interrupted.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-from difflib import get_close_matches
-from typing import Any
 
-import click
-
-from broker import __version__
-
-# name -> (module:attribute, one line for the list)
-COMMANDS = {
-    "serve": ("broker.cli.serve:serve", "Run the broker."),
-    "demo": ("broker.cli.demo:demo", "Show a whole exchange on this machine, checked line by line."),
-    "doctor": ("broker.cli.doctor:doctor", "Look a set-up over and say how to mend what is wrong."),
-    "policy": ("broker.cli.policy:policy", "Check, test and explain the policy tree."),
-    "revoke": ("broker.cli.revoke:revoke", "Cut off service accounts, issuers or workloads; list and lift."),
-    "keys": ("broker.cli.keys:keys", "List and rotate signing keys."),
-    "audit": ("broker.cli.audit:audit", "Search and follow the audit log."),
-    "config": ("broker.cli.config:config", "Show every setting and where its value comes from."),
-}
 EXIT_INTERRUPTED = 130
-
-
-class LazyGroup(click.Group):
-    """A group that knows its commands by name and imports one when it runs."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order of the table."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Imports the command's module."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        return getattr(importlib.import_module(module), attribute)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the commands from the table, without importing any."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
-
-
-@click.group(
-    cls=LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": None},
-    epilog="First steps: `broker demo`, then docs/start/github-actions.md.",
-)
-@click.version_option(__version__, "--version", message="broker %(version)s")
-@click.option("--debug", is_flag=True, help="Show a traceback when something goes wrong.")
-def cli(debug: bool) -> None:
-    """Your jobs already have an identity. broker turns it into credentials that live minutes."""
+AT_ONCE = frozenset({"token", "exec", "helper"})
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """The entry point: runs a command and turns whatever goes wrong into lines and an exit code."""
+    """Runs a command and exits with its code."""
+    _make_whole()
     given = sys.argv[1:] if arguments is None else arguments
-    try:
-        code = cli.main(args=given, prog_name="broker", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.Abort:
-        sys.exit(EXIT_INTERRUPTED)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
-    except click.exceptions.NoArgsIsHelpError as help_wanted:
-        click.echo(help_wanted.ctx.get_help() if help_wanted.ctx else "")
-        sys.exit(2)
-    except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx else "broker"
-        near = ()
-        if isinstance(error, click.exceptions.NoSuchCommand) and where == "broker":
-            near = tuple(f"did you mean broker {name}?" for name in get_close_matches(error.command_name, COMMANDS, n=1))
-        _say(error.format_message(), (*near, f"{where} --help"))
-        sys.exit(2)
-    except click.ClickException as error:
-        _say(error.format_message(), ())
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader left; Python would complain again while flushing stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except Exception as error:
-        if "--debug" in given:
-            raise
-        sys.exit(_explain(error))
+    if given and given[0] in AT_ONCE:
+        from broker.cli.caller import calling
+
+        try:
+            code = calling.at_once(given[0], given[1:])
+        except KeyboardInterrupt:
+            sys.exit(EXIT_INTERRUPTED)
+        except Exception as error:
+            from broker.cli.commands import explain
+
+            code = explain(error, given)
+        if code is not None:
+            sys.exit(code)
+    from broker.cli.commands import by_click
+
+    by_click(given)
 
 
-def _explain(error: Exception) -> int:
-    """Prints an error for a person; its exit code."""
-    from broker.config import SettingError
-    from broker.errors import BrokerError, OperatorError, PolicyInvalid, Unavailable
+def _make_whole() -> None:
+    """Standard streams that are open, and that take any text.
 
-    if isinstance(error, PolicyInvalid):
-        for problem in error.problems:
-            click.echo(str(problem), err=True)
-    if isinstance(error, OperatorError):
-        _say(error.detail, error.hints)
-        return error.exit_code
-    if isinstance(error, SettingError):
-        _say(str(error), ("broker config show",))
-        return 2
-    if isinstance(error, Unavailable):
-        _say(error.detail or error.public, ("broker doctor",))
-        return 3
-    if isinstance(error, BrokerError):
-        _say(error.detail or error.public, ())
-        return 1
-    _say(f"{type(error).__name__}: {error}", ("this is a defect of the broker; `--debug` before the command shows where",))
-    return 1
-
-
-def _say(message: str, hints: Any) -> None:
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
-    for hint in hints:
-        click.echo(f"{click.style('hint:', fg='cyan')} {hint}", err=True)
+    A closed one is not there, its number would be the next file's or connection's, and what is for stderr would go to stdout.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:  # stdout for reading alone, so that a result cannot vanish in silence
+            made = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            stream = open(made, "w" if number else "r", encoding="utf-8")  # noqa: PTH123, SIM115
+            setattr(sys, name, stream)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace" if number else "replace")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.cli.main import COMMANDS
+from broker.cli.commands import COMMANDS
 from tests.cli.conftest import Terminal
 from tests.support.broker import Broker
 from tests.support.issuer import OidcIssuer
@@ -108,3 +108,13 @@ def test_what_goes_to_a_closed_pipe_ends_in_silence(terminal: Terminal) -> None:
     command = f"{sys.executable} -m broker audit search --limit 0 --json | head -c 1"
     done = subprocess.run(command, shell=True, env=terminal.broker.environment, capture_output=True, text=True, check=False)
     assert done.stderr == ""
+
+
+def test_a_callers_install_says_what_a_servers_command_needs() -> None:
+    program = "import sys\nsys.modules['msgspec'] = None\nfrom broker.cli.main import run\nrun(['policy', 'check'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.splitlines() == [
+        "error: this command needs msgspec, which only the server's install brings",
+        "hint: install it with its extra: `federation-broker[server]`",
+    ]
