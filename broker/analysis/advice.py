@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 from broker.model import ExchangeRequest, Issuer
 from broker.policy.tree import Env, Rule, Tree
-from broker.protocol.revocations import Entry
+from broker.protocol.revocations import Entry, fact
 
 BASE = "BASE"  # stands for the broker's --url where nobody said it
 LISTED_MAX = 20
@@ -85,7 +85,7 @@ def wrong_audience(issuer: Issuer, seen: object, env: str, base_url: str) -> str
         return ""
     expected = accepted[0] if accepted else "none at all"
     base = f" ({BASE} is the broker's --url)" if expected.startswith(BASE + "/") else ""
-    return f"expected {expected}{base}; seen {', '.join(map(str, members))}"
+    return f"expected {expected}{base}; seen {', '.join(map(fact, members))}"
 
 
 def expected_audiences(issuer: Issuer, env: str, base_url: str) -> tuple[str, ...]:

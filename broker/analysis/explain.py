@@ -6,24 +6,34 @@ kept.  `render` is the text of `broker policy explain`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from broker.analysis.advice import ended, unknown_names
+from broker.analysis.change import Change, smallest_change
+from broker.analysis.nearest import Near, lack, nearest_rules, presented, way_in
 from broker.config import Limits
-from broker.errors import ClaimsNotSatisfied, Refused, ScopeNotGranted, TokenAudience
-from broker.model import ExchangeRequest, Finding, Grant, Workload
+from broker.errors import ClaimsNotSatisfied, NoRuleMatched, Refused, TokenAudience
+from broker.model import ExchangeRequest, Finding, Grant, Issuer, Workload
 from broker.policy.assess import Assessment, assess
 from broker.policy.decide import DEFAULTS, candidates_of, decide
-from broker.policy.match import Equals, In
 from broker.policy.offer import Question, asked_of
-from broker.policy.tree import Check, Tree
+from broker.policy.tree import Tree
+from broker.protocol.claims import ClaimValue
+from broker.protocol.revocations import fact
+
+CONTINUED: Final = "\n" + " " * len("smallest change   ")
 
 
 @dataclass(frozen=True, slots=True)
 class RuleExplanation:
-    """One rule that was looked at: what held and what failed.  `ended` says when and by which `expires` it ended, if it has."""
+    """One rule that was looked at: what held and what failed.
+
+    `ended` says when and by which `expires` it ended, if it has; `remark` what is odd about it.
+    """
 
     account: str
     owner: str
@@ -34,6 +44,7 @@ class RuleExplanation:
     held: bool
     findings: tuple[Finding, ...]
     ended: str = ""
+    remark: str = ""
 
     @property
     def held_count(self) -> int:
@@ -45,7 +56,10 @@ class RuleExplanation:
 class Explanation:
     """The whole story of one decision.  `accounts_looked_at` of `accounts_total` of the env; 0 of 0 where nobody counted.
 
-    `notes` are sentences for the owner about what stood in the way beside the rules.
+    `smallest_change` is one line.  `rule_to_add` is YAML of a second rule that it may speak of, `opens` what it opens of high
+    sensitivity, and to whom.  Where no rule of its own grants what is asked, `presented` are the workload's ids and `nearest`
+    the rules that come nearest, with the pins that differ.  `notes` are sentences for the owner about what stood in the way
+    beside the rules.
     """
 
     allowed: bool
@@ -64,6 +78,10 @@ class Explanation:
     smallest_change: str
     revision: str
     notes: tuple[str, ...] = ()
+    rule_to_add: str = ""
+    opens: str = ""
+    presented: tuple[str, ...] = ()
+    nearest: tuple[RuleExplanation, ...] = ()
 
 
 def explain(
@@ -77,41 +95,42 @@ def explain(
         outcome = refused
     env = tree.envs.get(request.env)
     assessed: tuple[Assessment, ...] = ()
+    near: list[Near] = []
+    change = Change()
+    notes = [] if isinstance(outcome, Grant) else [*unknown_names(tree, workload.issuer, request)]
     if env is not None and workload.issuer in env.issuers:
         question = Question(tree, env, workload.claims, request, asked_of(tree, env, request), now, limits)
         assessed = tuple(assess(question, rule) for rule in candidates_of(question, workload.issuer))
-    rules = tuple(
-        RuleExplanation(
-            account=each.rule.account,
-            owner=tree.accounts[each.rule.env, each.rule.account].owner,
-            rule=each.rule.name,
-            place=each.rule.place,
-            live=each.live,
-            own=each.own,
-            held=each.holds,
-            findings=each.findings,
-            ended=ended(tree, each.rule, now),
-        )
-        for each in assessed
-    )
-    allowed = isinstance(outcome, Grant)
+        if isinstance(outcome, Refused):
+            change = smallest_change(question, outcome, assessed)
+        nobody_fits = not any(each.holds and each.live for each in assessed)
+        if isinstance(outcome, NoRuleMatched | ClaimsNotSatisfied) and nobody_fits and not change.text:
+            issuer, told = tree.issuers.by_name[workload.issuer], [each.rule for each in assessed]
+            near = nearest_rules(question, issuer, told)
+            if not notes:  # a name that does not exist is what is wrong then
+                change = Change(way_in(question, issuer, near))
+                notes += filter(None, [lack(question, issuer, told, near)])
     return Explanation(
-        allowed=allowed,
+        allowed=isinstance(outcome, Grant),
         env=request.env,
         issuer=workload.issuer,
-        subject=workload.subject,
+        subject=fact(workload.subject),
         reason="" if isinstance(outcome, Grant) else outcome.reason,
         detail=f"{outcome.trust_rule} ({outcome.place})" if isinstance(outcome, Grant) else outcome.detail,
         account=outcome.service_account if isinstance(outcome, Grant) else request.service_account or "",
         audience=outcome.audience if isinstance(outcome, Grant) else (*request.audience, *request.resource),
         scope=outcome.scope if isinstance(outcome, Grant) else request.scope or (),
         ttl_s=outcome.ttl_s if isinstance(outcome, Grant) else None,
-        rules=rules,
+        rules=tuple(_assessed(tree, each, now) for each in assessed),
         accounts_looked_at=len({each.rule.account for each in assessed}),
         accounts_total=sum(account.env == request.env for account in tree.accounts.values()),
-        smallest_change="" if isinstance(outcome, Grant) else _smallest_change(outcome, assessed, workload, rules),
+        smallest_change=change.text,
         revision=tree.revision,
-        notes=() if allowed else tuple(unknown_names(tree, workload.issuer, request)),
+        notes=tuple(notes),
+        rule_to_add=change.rule,
+        opens=change.opens,
+        presented=presented(workload.ids, workload.claims) if near or isinstance(outcome, NoRuleMatched) else (),
+        nearest=tuple(_near(tree, each) for each in near),
     )
 
 
@@ -119,9 +138,16 @@ def refused_audience(explanation: Explanation, wrong: str) -> Explanation:
     """The same story for a token that is refused before any rule is looked at: `wrong` says which audience was seen."""
     alone = "allow it" if explanation.allowed else f"refuse it: {explanation.reason}"
     notes = (*explanation.notes, f"with the right audience the policy would {alone}")
-    change = "request the token for the audience that is expected"
     return replace(
-        explanation, allowed=False, reason=TokenAudience.reason, detail=wrong, smallest_change=change, ttl_s=None, notes=notes
+        explanation,
+        allowed=False,
+        reason=TokenAudience.reason,
+        detail=wrong,
+        smallest_change="request the token for the audience that is expected",
+        rule_to_add="",
+        opens="",
+        ttl_s=None,
+        notes=notes,
     )
 
 
@@ -149,7 +175,22 @@ def from_record(record: Mapping[str, Any]) -> Explanation:
         accounts_total=0,
         smallest_change="",
         revision=str(record.get("policy_revision") or ""),
+        presented=_presented(record) if record.get("reason") == NoRuleMatched.reason else (),
     )
+
+
+def recorded_claims(issuer: Issuer, record: Mapping[str, Any]) -> dict[str, ClaimValue]:
+    """The claims that a record kept, the subject among them, as they were before the record made text of all (`fact`)."""
+    kept = record.get("claims")
+    claims: dict[str, ClaimValue] = {"sub": str(record.get("subject") or "")}
+    for name, text in kept.items() if isinstance(kept, Mapping) else ():
+        claims[name] = text
+        spec = issuer.claims.get(name)
+        if spec is not None and "string" not in spec.types:
+            with suppress(ValueError, RecursionError):  # what is long was kept as its hash
+                value = json.loads(text)
+                claims[name] = tuple(value) if isinstance(value, list) else value
+    return claims
 
 
 def render(explanation: Explanation) -> str:
@@ -160,21 +201,34 @@ def render(explanation: Explanation) -> str:
     lines = [f"{verdict}  {explanation.env}  {who} -> {wanted}"]
     if explanation.reason:
         lines.append(f"reason    {explanation.reason}" + (f"  {explanation.detail}" if explanation.detail else ""))
+    if explanation.presented:
+        lines.append(f"presented {', '.join(explanation.presented)}")
     lines += [f"note      {note}" for note in explanation.notes]
     if explanation.accounts_total:
         lines.append(f"{explanation.accounts_looked_at} of {explanation.accounts_total} accounts looked at (by index)")
     for rule in explanation.rules:
-        owner = f"      owner {rule.owner}" if rule.owner else ""
-        lines += ["", f"{rule.account}  {rule.place.rpartition(':')[0] or rule.place}{owner}"]
-        count = f"{rule.held_count} of {len(rule.findings)} held"
-        lines.append(f'└─ "{rule.rule}" :{rule.place.rpartition(":")[2]}  {count}')
-        lines += [f"   - {rule.ended}"] if rule.ended else []
-        lines += [_line(finding) for finding in rule.findings]
+        lines += ["", *_rule(rule, f"{rule.held_count} of {len(rule.findings)} held")]
+    if explanation.nearest:
+        lines += ["", f"nearest rules of {explanation.env} for {explanation.issuer}"]
+    for rule in explanation.nearest:
+        lines += ["", *_rule(rule, "not this workload's own")]
     if explanation.smallest_change:
-        lines += ["", f"smallest change   {explanation.smallest_change}"]
+        lines += ["", f"smallest change   {explanation.smallest_change.replace('; ', CONTINUED)}"]
+    if explanation.opens:
+        lines[-1] += CONTINUED + explanation.opens
+    if explanation.rule_to_add:
+        lines += ["", *explanation.rule_to_add.splitlines()]
     if explanation.revision:
         lines += ["", f"decided under     policy {explanation.revision[:7]}"]
     return "\n".join(lines) + "\n"
+
+
+def _rule(rule: RuleExplanation, standing: str) -> Iterator[str]:
+    file, _, line = rule.place.rpartition(":")
+    yield f"{rule.account}  {file or rule.place}" + (f"      owner {rule.owner}" if rule.owner else "")
+    yield f'└─ "{rule.rule}" :{line}  {standing}'
+    yield from (f"   - {text}" for text in (rule.ended, rule.remark) if text)
+    yield from map(_line, rule.findings)
 
 
 def _line(finding: Finding) -> str:
@@ -184,49 +238,20 @@ def _line(finding: Finding) -> str:
     return f"   - {finding.claim:<22} expected {finding.expected}   seen {finding.seen}   {position}".rstrip()
 
 
-def _smallest_change(
-    refused: Refused, assessed: tuple[Assessment, ...], workload: Workload, rules: tuple[RuleExplanation, ...]
-) -> str:
-    """The least edit of one rule, or of the request, that would have made it an allow; empty where there is no small one."""
-    for each, rule in zip(assessed, rules, strict=True):
-        if rule.ended and each.holds and each.grants:
-            return f"a later date: {rule.ended}"
-    if isinstance(refused, ScopeNotGranted) and refused.names:
-        return f"ask for {' '.join(refused.names)} only, or let the owner widen the rule's access"
-    if not isinstance(refused, ClaimsNotSatisfied):
-        return ""
-    able = [each for each in assessed if each.live and each.own and each.failed]
-    able = [each for each in able if each.grants] or able
-    if not able:
-        return ""
-    nearest = min(able, key=lambda each: len(each.failed))
-    edits: list[str] = []
-    for check in nearest.rule.checks:
-        value = workload.claims.get(check.claim)
-        if not check.matcher.holds(value):
-            edits.append(_edit(check, value))
-    named = {check.claim for check in nearest.rule.checks}
-    edits += [f"{claim}: {_quoted(workload.claims.get(claim))}" for claim in nearest.failed if _unpinned(claim, named, nearest)]
-    if any(not finding.held and finding.claim == "condition" for finding in nearest.findings):
-        edits.append("a condition that admits it")
-    return f'{"; ".join(dict.fromkeys(edits))}  in "{nearest.rule.name}" ({nearest.rule.place})'
+def _assessed(tree: Tree, each: Assessment, now: float) -> RuleExplanation:
+    rule = each.rule
+    owner, end = tree.accounts[rule.env, rule.account].owner, ended(tree, rule, now)
+    return RuleExplanation(
+        rule.account, owner, rule.name, rule.place, each.live, each.own, each.holds, findings=each.findings, ended=end
+    )
 
 
-def _unpinned(claim: str, named: set[str], nearest: Assessment) -> bool:
-    """Whether a stranger's run, and not the condition, asks for this claim to be pinned."""
-    return claim not in named and any(claim in stranger.claims for stranger in nearest.rule.strangers)
-
-
-def _edit(check: Check, value: object) -> str:
-    if value is None:
-        return f"{check.claim}: (the token has no such claim)"
-    matcher = check.matcher
-    values = [matcher.value] if isinstance(matcher, Equals) else list(matcher.values) if isinstance(matcher, In) else []
-    return f"{check.claim}: {{in: [{', '.join(_quoted(each) for each in (*values, value))}]}}"
-
-
-def _quoted(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+def _near(tree: Tree, each: Near) -> RuleExplanation:
+    rule = each.rule
+    owner = tree.accounts[rule.env, rule.account].owner
+    return RuleExplanation(
+        rule.account, owner, rule.name, rule.place, live=True, own=False, held=False, findings=each.findings, remark=each.remark
+    )
 
 
 def _finding(reason: Mapping[str, Any]) -> Finding:
@@ -240,6 +265,12 @@ def _recorded_rule(name: str, findings: tuple[Finding, ...], record: Mapping[str
     owner = str(record.get("owner") or "") if account == record.get("service_account") else ""
     place = ":".join(findings[0].place.split(":")[:2])
     return RuleExplanation(account, owner, rule or name, place, live=True, own=False, held=held, findings=findings)
+
+
+def _presented(record: Mapping[str, Any]) -> tuple[str, ...]:
+    workload, claims = record.get("workload"), record.get("claims")
+    ids = workload.get("ids") if isinstance(workload, Mapping) else None
+    return presented(ids, claims if isinstance(claims, Mapping) else {}) if isinstance(ids, Mapping) else ()
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -6,27 +6,28 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
 
 from broker.analysis import advice
-from broker.analysis.explain import Explanation, explain, from_record, refused_audience, render
+from broker.analysis.explain import Explanation, RuleExplanation, explain, from_record, recorded_claims, refused_audience, render
 from broker.audit.log import Query, search
 from broker.cli.settings import POLICY, STATE, options, settings_from
 from broker.cli.state import store_url
 from broker.cli.times import Instant
-from broker.compiler.compile import load_tree
+from broker.cli.tree import tree_of
+from broker.cli.workload import read_claims, read_token
 from broker.config import Settings
-from broker.errors import ActRefused, PolicyInvalid, TokenAudience
-from broker.model import ExchangeRequest, UnverifiedToken
+from broker.errors import ActRefused, NoRuleMatched, PolicyInvalid, TokenAudience
+from broker.model import ExchangeRequest, Issuer, Issuers, UnverifiedToken, Workload
 from broker.policy.cases import workload_from_claims
 from broker.policy.tree import Tree
 from broker.protocol import oauth
-from broker.protocol.compact import NotCompact, read
+from broker.protocol.claims import derive_spiffe
 from broker.protocol.revocations import Entry, parse_entry
 from broker.store.commit import Store
 from broker.store.values import Extension, Position
@@ -38,9 +39,12 @@ from broker.store.values import Extension, Position
 )
 @click.option("--request", "request_id", metavar="ID", help="A past exchange, by the request_id of its answer.")
 @click.option(
-    "--token-file", type=click.Path(), metavar="FILE", help="A subject token (`-`: stdin). Its signature is not checked."
+    "--token-file",
+    type=click.Path(),
+    metavar="FILE",
+    help="A subject token, or what `broker whoami --json` prints (`-`: stdin). Its signature is not checked.",
 )
-@click.option("--claims-file", type=click.Path(), metavar="FILE", help="Claims as JSON (`-`: stdin); needs --issuer.")
+@click.option("--claims-file", type=click.Path(), metavar="FILE", help="Claims as JSON (`-`: stdin); needs --issuer or `iss`.")
 @click.option("--issuer", metavar="NAME", help="The issuer entry that the claims are of.")
 @click.option("-e", "--env", "env", metavar="ENV", help="The env that is asked.")
 @click.option("-a", "--audience", multiple=True, metavar="API", help="Target; may repeat.")
@@ -135,7 +139,7 @@ def _notes(settings: Settings, tree: Tree | None, record: dict[str, Any], entrie
 def _tree(settings: Settings) -> Tree | None:
     """The tree as it is now; None where it does not load: a record can be told without it."""
     try:
-        return load_tree(settings.policies, settings.limits, today=int(time.time()))
+        return tree_of(settings)
     except PolicyInvalid:
         return None
 
@@ -151,28 +155,30 @@ def _again(settings: Settings, tree: Tree, record: dict[str, Any]) -> Explanatio
     if issuer is None:
         return None
     asked = record.get("requested") or {}
-    workload = workload_from_claims(issuer, {"sub": str(record.get("subject", "")), **(record.get("claims") or {})})
+    workload = _workload(issuer, recorded_claims(issuer, record))
     return explain(tree, workload, _request(str(record.get("env")), asked), time.time(), settings.limits)
 
 
 def _merged(kept: Explanation, present: Explanation | None) -> Explanation:
-    """What the record kept, with what only the tree knows: owners and the smallest change.
+    """What the record kept, with what only the tree knows: owners, the smallest change, the rules that come nearest.
 
     Where the same tree says yes now, something else had refused: a revocation, a replay.  Only the record knows of that.
     """
-    if present is None or kept.revision != present.revision or kept.allowed or present.allowed:
+    if present is None or kept.allowed or present.allowed:
         return kept
-    return present
+    if kept.revision == present.revision:
+        return present
+    if kept.reason == present.reason == NoRuleMatched.reason:
+        return replace(kept, nearest=present.nearest, smallest_change=present.smallest_change, notes=present.notes)
+    return kept
 
 
 def _present(settings: Settings, token_file: str | None, claims_file: str | None, given: dict[str, Any]) -> Explanation:
-    tree = load_tree(settings.policies, settings.limits, today=int(time.time()))
+    tree, limits = tree_of(settings), settings.limits
     if not given.get("env"):
-        raise click.UsageError("--env is missing")
-    payload = _payload(token_file, settings) if token_file else _claims(claims_file or "-")
-    issuer = (
-        tree.issuers.by_name.get(given["issuer"]) if given.get("issuer") else tree.issuers.by_url.get(str(payload.get("iss")))
-    )
+        raise click.UsageError(f"--env is missing; known: {', '.join(tree.envs)}")
+    payload = read_token(token_file, limits) if token_file else read_claims(claims_file or "-", limits)
+    issuer = tree.issuers.by_name.get(given["issuer"]) if given.get("issuer") else _routed(tree.issuers, payload)
     if issuer is None:
         raise ActRefused(
             "no issuer entry fits these claims", f"--issuer NAME; issuers: {', '.join(sorted(tree.issuers.by_name))}"
@@ -182,41 +188,23 @@ def _present(settings: Settings, token_file: str | None, claims_file: str | None
         "scope": given["scope"].split() if given.get("scope") else [],
         "service_account": given.get("service_account"),
     }
-    workload = workload_from_claims(issuer, payload)
-    explained = explain(tree, workload, _request(given["env"], asked), given.get("now") or time.time(), settings.limits)
+    # Claims in a file may stand under short names, as in a policy test; those of a token stand where its issuer puts them.
+    short = {name: tuple(value) if isinstance(value, list) else value for name, value in payload.items()}
+    workload = _workload(issuer, ({} if token_file else short) | issuer.reading.read(payload))
+    explained = explain(tree, workload, _request(given["env"], asked), given.get("now") or time.time(), limits)
     wrong = advice.wrong_audience(issuer, payload.get("aud"), given["env"], _base_url(settings))
     return refused_audience(explained, wrong) if wrong and given["env"] in tree.envs else explained
 
 
-def _payload(token_file: str, settings: Settings) -> dict[str, Any]:
-    limits = settings.limits
-    try:
-        jws = read(
-            _text(token_file).strip(),
-            bytes_max=limits.token_bytes_max,
-            depth_max=limits.json_depth_max,
-            kid_characters_max=limits.kid_characters_max,
-        )
-    except NotCompact as error:
-        raise ActRefused(f"{token_file} holds no token: {error}") from None
-    return dict(jws.payload)
+def _routed(issuers: Issuers, payload: Mapping[str, Any]) -> Issuer | None:
+    """The entry of a token's `iss`; of a JWT-SVID, that of its trust domain."""
+    domain = derive_spiffe(str(payload.get("sub", ""))).get("trust_domain")
+    return issuers.by_url.get(str(payload.get("iss"))) or issuers.by_trust_domain.get(str(domain))
 
 
-def _claims(file: str) -> dict[str, Any]:
-    try:
-        claims = json.loads(_text(file))
-    except (ValueError, RecursionError) as error:
-        raise ActRefused(f"{file} holds no claims: {error}", "write one JSON object: claim -> value") from None
-    if not isinstance(claims, dict):
-        raise ActRefused(f"{file} holds no claims: it is no JSON object", "write one JSON object: claim -> value")
-    return claims
-
-
-def _text(file: str) -> str:
-    try:
-        return sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ActRefused(f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
+def _workload(issuer: Issuer, claims: dict[str, Any]) -> Workload:
+    derived = derive_spiffe(str(claims.get("sub", ""))) if issuer.trust_domain is not None else {}
+    return workload_from_claims(issuer, claims | derived)
 
 
 def _request(env: str, asked: dict[str, Any]) -> ExchangeRequest:
@@ -235,10 +223,10 @@ def _request(env: str, asked: dict[str, Any]) -> ExchangeRequest:
 
 
 def _body(explained: Explanation) -> dict[str, Any]:
-    body = {name: getattr(explained, name) for name in explained.__slots__ if name != "rules"}
-    rules = [
-        {name: getattr(rule, name) for name in rule.__slots__ if name != "findings"}
-        | {"findings": [f.as_dict() for f in rule.findings]}
-        for rule in explained.rules
-    ]
-    return body | {"rules": rules}
+    body = {name: getattr(explained, name) for name in explained.__slots__}
+    return body | {"rules": [*map(_rule, explained.rules)], "nearest": [*map(_rule, explained.nearest)]}
+
+
+def _rule(rule: RuleExplanation) -> dict[str, Any]:
+    body = {name: getattr(rule, name) for name in rule.__slots__ if name != "findings"}
+    return body | {"findings": [finding.as_dict() for finding in rule.findings]}

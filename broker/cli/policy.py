@@ -1,4 +1,4 @@
-"""`broker policy check|test|explain|schema`."""
+"""`broker policy check|test|new|explain|schema`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ from typing import Any
 
 import click
 
+from broker.analysis.draft import scalar
 from broker.cli.explain import explain_command
+from broker.cli.policy_new import new_command
+from broker.cli.saying import say
 from broker.cli.settings import POLICY, options, settings_from
-from broker.compiler.compile import load_tree
+from broker.cli.tree import tree_of
+from broker.compiler.pins import literals
 from broker.compiler.schema import schemas
 from broker.errors import PolicyInvalid
 from broker.policy.cases import run_cases
+from broker.policy.tree import Tree
 
 
 @click.group()
 def policy() -> None:
-    """Check, test and explain the policy tree."""
+    """Check, test, explain and extend the policy tree."""
 
 
 @policy.command(epilog="Example: broker policy check --policies policies")
@@ -29,10 +34,12 @@ def check(as_json: bool, **given: Any) -> None:
     """Compile the tree and print every problem with its file, line and column.  Warnings do not change the exit code."""
     settings = settings_from(given)
     try:
-        tree = load_tree(settings.policies, settings.limits, today=int(time.time()))
+        tree = tree_of(settings)
     except PolicyInvalid as error:
         for problem in error.problems:
             click.echo(_problem(problem, as_json))
+        for hint in error.hints:
+            say("hint", hint)
         sys.exit(1)
     for problem in tree.warnings:
         click.echo(_problem(problem, as_json))
@@ -50,9 +57,13 @@ def check(as_json: bool, **given: Any) -> None:
 def test_command(as_json: bool, **given: Any) -> None:
     """Run the `tests:` of every service account file.  Exit code 1 if one does not come out as it says."""
     settings = settings_from(given)
-    tree = load_tree(settings.policies, settings.limits, today=int(time.time()))
+    tree = tree_of(settings)
     results = list(run_cases(tree, time.time(), settings.limits))
     failed = [result for result in results if not result.passed]
+    if not results:
+        say("warning", f"there are no policy tests: none of {len(tree.accounts)} service accounts has `tests:`")
+        say("hint", _first_test(tree))
+        return
     for result in results if as_json else failed:
         if as_json:
             body = {"env": result.env, "service_account": result.account, "test": result.case, "place": result.place}
@@ -60,9 +71,8 @@ def test_command(as_json: bool, **given: Any) -> None:
         else:
             click.echo(f"{result.place}: {result.account}: {result.case}: {result.message}")
     if not as_json:
-        click.echo(
-            f"{len(results) - len(failed)} of {len(results)} policy tests pass" if failed else f"{len(results)} policy tests pass"
-        )
+        passed = f"{len(results) - len(failed)} of " if failed else ""
+        click.echo(f"{passed}{len(results)} policy {'test passes' if len(results) == 1 else 'tests pass'}")
     sys.exit(1 if failed else 0)
 
 
@@ -80,7 +90,28 @@ def schema(kind: str | None) -> None:
     click.echo(json.dumps(found[kind], indent=2))
 
 
+policy.add_command(new_command)
 policy.add_command(explain_command)
+
+
+def _first_test(tree: Tree) -> str:
+    """How to add a test, by the names of the tree's first account that has any."""
+    account = next(iter(tree.accounts.values()), None)
+    if account is None:
+        return "`broker policy new` writes a service account with its tests"
+    rule = account.rules[0]
+    api, scopes = next(iter(rule.access.items()))
+    pinned = {check.claim: values[0] for check in rule.checks if (values := literals(check.matcher))}
+    lines = (
+        f"add to {account.file} what must come of a workload; `claims` are those of its token:",
+        "tests:",
+        "  - name: the workload gets it",
+        f"    issuer: {rule.issuer}",
+        f"    claims: {{{', '.join(f'{scalar(claim)}: {scalar(value)}' for claim, value in pinned.items())}}}",
+        f"    request: {{audience: {api}, scope: {scalar(scopes[0])}}}",
+        "    expect: allow  # and one that expects deny, with another value",
+    )
+    return "\n  ".join(lines)
 
 
 def _problem(problem: Any, as_json: bool) -> str:

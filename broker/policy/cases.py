@@ -20,7 +20,10 @@ from broker.protocol.revocations import fact
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """What came of one test.  `reason` is the exact reason of a refusal, empty where it was allowed."""
+    """What came of one test.
+
+    `reason` is the exact reason of a refusal, empty where it was allowed; `expected_reason` the one that the test asks for.
+    """
 
     account: str
     env: str
@@ -30,6 +33,7 @@ class CaseResult:
     allowed: bool
     expected_allowed: bool
     reason: str
+    expected_reason: str
     outcome: Grant | Refused
 
     @property
@@ -37,8 +41,12 @@ class CaseResult:
         """What is wrong with it, in one line; empty if it passed."""
         if self.passed:
             return ""
+        if isinstance(self.outcome, Grant) and self.expected_allowed:
+            return f"expected allow as {self.account}, and it was allowed as {self.outcome.service_account}"
+        expected = "allow" if self.expected_allowed else "deny"
+        because = f" ({self.expected_reason})" if self.expected_reason else ""
         got = "allowed" if self.allowed else f"denied ({self.reason})"
-        return f"expected {'allow' if self.expected_allowed else 'deny'}, and it was {got}"
+        return f"expected {expected}{because}, and it was {got}"
 
 
 def run_cases(tree: Tree, now: float, limits: Limits = DEFAULTS) -> Iterator[CaseResult]:
@@ -63,8 +71,18 @@ def run_case(tree: Tree, account: Account, case: Case, now: float, limits: Limit
     else:
         passed = not case.allow and case.reason in ("", outcome.reason)
         reason = outcome.reason
-    allowed = isinstance(outcome, Grant)
-    return CaseResult(account.name, account.env, case.name, case.place, passed, allowed, case.allow, reason, outcome)
+    return CaseResult(
+        account=account.name,
+        env=account.env,
+        case=case.name,
+        place=case.place,
+        passed=passed,
+        allowed=isinstance(outcome, Grant),
+        expected_allowed=case.allow,
+        reason=reason,
+        expected_reason=case.reason,
+        outcome=outcome,
+    )
 
 
 def request_of(env: str, case: Case) -> ExchangeRequest:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from broker.analysis.explain import explain, from_record, render
+from broker.analysis.explain import explain, from_record, recorded_claims, render
 from broker.errors import Refused
 from broker.policy.tree import Tree
+from broker.protocol.claims import ClaimSpec
+from broker.protocol.revocations import fact
 from tests.policy.trees import NOW, account, build, outcome, request, rule, workload
 
 WHERE = '{repository_id: "7", environment: production, ref: {glob: "refs/tags/v*"}}'
@@ -35,13 +39,17 @@ def test_a_refusal_names_what_failed_where_and_the_smallest_change(tree: Tree) -
         ("condition", True),
     ]
     assert looked.findings[2].place == "prod/svc-a.yaml:9:70"
-    assert found.smallest_change == 'ref: {in: ["refs/heads/fix"]}  in "first" (prod/svc-a.yaml:7)'
+    assert found.smallest_change == (
+        "no change is needed if it should run from refs/tags/v*; "
+        "to let ref refs/heads/fix in as well, add the rule below to `trust:` of prod/svc-a.yaml"
+    )
     text = render(found)
     assert "REFUSED  prod  github" in text
     assert "1 of 6 accounts looked at" in text
     assert "- ref" in text
     assert "expected refs/tags/v*   seen refs/heads/fix" in text
     assert ":9:70" in text
+    assert text.index("add the rule below") < text.index("this opens deploy:write (high)") < text.index('- name: "first, ref')
 
 
 def test_an_allow_is_told_too(tree: Tree) -> None:
@@ -55,8 +63,8 @@ def test_an_allow_is_told_too(tree: Tree) -> None:
     [
         ({}, {"scope": "nothing"}, "ask for deploy:write releases:read only"),
         ({"event_name": "schedule"}, {"scope": "deploy:write"}, "a condition that admits it"),
-        ({"event_name": "pull_request"}, {"scope": "deploy:write"}, 'event_name: "pull_request"'),
-        ({"environment": None}, {"scope": "deploy:write"}, "environment: (the token has no such claim)"),
+        ({"event_name": "pull_request"}, {"scope": "deploy:write"}, "none is advised: a stranger's code may be at work"),
+        ({"environment": None}, {"scope": "deploy:write"}, "environment production; the token has no environment"),
         ({"repository_id": "8"}, {"scope": "deploy:write"}, ""),
     ],
 )
@@ -91,6 +99,18 @@ def test_a_record_tells_the_same_story_as_the_tree(tree: Tree) -> None:
     assert told.rules[0].findings == explain(tree, who, ASKED, NOW).rules[0].findings
     assert (told.rules[0].account, told.rules[0].rule) == ("svc-a", "first")
     assert "- ref" in render(told)
+
+
+@pytest.mark.parametrize("value", [7, True, "7", ("a", "b"), "x" * 300])
+def test_what_a_record_made_text_of_is_read_back_as_its_issuer_declares_it(value: Any, tree: Tree) -> None:
+    """Otherwise a number in a rule would seem to differ from the same number in a token."""
+    kind = {int: "integer", bool: "boolean", str: "string", tuple: "list"}[type(value)]
+    issuer = replace(tree.issuers.by_name["github"], claims={"c": ClaimSpec("c", ("c",), (kind,))})
+    (sub, claim) = recorded_claims(issuer, {"subject": "s", "claims": {"c": fact(value)}}).values()
+    assert (sub, claim) == ("s", value if len(fact(value)) < 60 else fact(value))
+    assert type(claim) is type(value)
+    hashed = recorded_claims(issuer, {"claims": {"c": "sha256:0"}})
+    assert hashed["c"] == "sha256:0"
 
 
 def test_odd_records_are_told_as_far_as_they_go() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
 
 import pytest
 
+from broker import presets
 from tests.cli.conftest import Terminal
+from tests.cli.test_policy_new import token
+from tests.support.tree import DEPLOY, write_tree
 
 
 def test_explain_a_past_request(terminal: Terminal) -> None:
@@ -71,6 +75,95 @@ def test_explain_what_cannot_be_read_is_said_in_one_line(
 def test_explain_wants_exactly_one_thing_to_explain(terminal: Terminal) -> None:
     for arguments in ((), ("--request", "x", "--token-file", "y")):
         assert terminal.types("policy", "explain", *arguments).code == 2
+
+
+def test_what_whoami_prints_is_explained_as_the_token_is(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(terminal.token(environment="x"))
+    shown = terminal.types("whoami", "--json", "--subject-token-file", str(tmp_path / "token")).out
+    asked = ("--env", "prod", "-a", "payments", "--scope", "deploy:write")
+    by_token = terminal.types("policy", "explain", "--token-file", str(tmp_path / "token"), *asked).out
+    for option in ("--token-file", "--claims-file"):
+        assert terminal.types("policy", "explain", option, "-", *asked, typed=shown).out == by_token
+    assert "environment            expected production   seen x" in by_token
+
+
+@pytest.mark.parametrize("option", ["--token-file", "--claims-file"])
+def test_a_file_without_an_end_is_not_read_to_the_end(option: str, terminal: Terminal) -> None:
+    said = terminal.types("policy", "explain", option, "/dev/zero", "-e", "prod")
+    assert said.code == 1
+    assert "too large" in said.err or "larger than 65536 bytes" in said.err
+
+
+def test_claims_are_found_where_their_issuer_puts_them(terminal: Terminal, tmp_path: Path) -> None:
+    """Kubernetes nests them; a JWT-SVID has no `iss`, and its trust domain says whose it is."""
+    mesh = {"preset": "spiffe", "trust_domain": "prod.acme.example", "jwks_url": "https://spire.acme.example/keys"}
+    issuers = {"cluster": {"preset": "kubernetes", "url": presets.load("kubernetes").fixture.claims["iss"]}, "mesh": mesh}
+    account = DEPLOY.replace("svc-payments-deploy", "svc-mesh").replace("issuer: github", "issuer: mesh")
+    account = re.sub(r"    where:\n(?:      .*\n)+    condition.*\n", "    where: {path: /ns/payments/sa/deployer}\n", account)
+    policies = write_tree(tmp_path / "tree", issuers, accounts={"prod/svc-mesh.yaml": account})
+    asked = ("-e", "prod", "-a", "payments", "--scope", "deploy:write", "--policies", str(policies))
+    for preset, account in (("kubernetes", "svc-cluster-deploy"), ("spiffe", "svc-mesh")):
+        made = token(preset, aud=terminal.broker.issuer("prod"))
+        said = terminal.types("policy", "explain", "--token-file", "-", *asked, typed=made)
+        assert (said.code, said.lines[0].split()[0]) == (0, "ALLOWED"), said.out + said.err
+        assert account in said.out
+
+
+def test_without_an_env_the_known_ones_are_said(terminal: Terminal) -> None:
+    said = terminal.types("policy", "explain", "--claims-file", "-", "--issuer", "github", typed="{}")
+    assert (said.code, "--env is missing; known: prod, dev" in said.err) == (2, True)
+
+
+# A change that takes nothing away
+
+
+def test_a_branch_beside_a_tag_pattern_gets_a_rule_to_paste_and_the_tags_stay_in(terminal: Terminal, copy: Path) -> None:
+    said = explained(terminal, *ASKED, ref="refs/heads/fix-typo")
+    assert "smallest change   no change is needed if it should run from refs/tags/v*\n" in said
+    assert "this opens deploy:write (high) to whoever can push that branch" in said
+    (block,) = re.findall(r"\n\n((?:  .*\n)+)\ndecided under", said)
+    file = copy / "prod" / "svc-payments-deploy.yaml"
+    file.write_text(file.read_text() + block)
+    for ref in ("refs/heads/fix-typo", "refs/tags/v1"):
+        assert explained(terminal, *ASKED, "--policies", str(copy), ref=ref).startswith("ALLOWED")
+    assert explained(terminal, *ASKED, "--policies", str(copy), ref="refs/heads/another").startswith("REFUSED")
+
+
+# A workload that no rule is about
+
+
+@pytest.mark.parametrize("source", ["--request", "--token-file", "--claims-file"])
+def test_a_workload_that_no_rule_is_about_hears_its_ids_and_the_nearest_rules(source: str, terminal: Terminal) -> None:
+    other = {"repository_id": "999", "repository": "acme/other"}
+    typed = ""
+    if source == "--request":
+        refused = terminal.exchange(**other).json()
+        assert refused["reason"] == "no_rule_matched"
+        arguments = (source, refused["request_id"])
+    else:
+        owner = {"repository_owner_id": "98123", "repository_owner": "acme", "environment": "production"}
+        typed = terminal.token(**other) if source == "--token-file" else json.dumps(other | owner)
+        arguments = (source, "-", *ASKED, "--issuer", "github")
+    said = terminal.types("policy", "explain", *arguments, typed=typed)
+    assert said.code == 0, said.err
+    assert "presented repository_id 999 (acme/other), repository_owner_id 98123 (acme)" in said.out
+    assert "nearest rules of prod for github\n\nsvc-payments-deploy  prod/svc-payments-deploy.yaml " in said.out
+    assert '"release workflow" :11' in said.out
+    assert "- repository_id          expected 7432112   seen 999   :14:22" in said.out
+    assert "broker policy new --env prod --issuer github --access payments=deploy:write" in said.out
+    body = json.loads(terminal.types("policy", "explain", *arguments, "--json", typed=typed).out)
+    (near,) = body["nearest"]
+    assert (near["account"], near["findings"][0]["seen"]) == ("svc-payments-deploy", "999")
+
+
+def test_a_rule_with_a_name_in_place_of_the_id_is_told_for_a_past_request(terminal: Terminal, copy: Path) -> None:
+    refused = terminal.exchange(repository_id="999", repository="acme/other").json()["request_id"]
+    file = copy / "prod" / "svc-payments-deploy.yaml"
+    file.write_text(file.read_text().replace('repository_id: "7432112"', "repository_id: acme/other"))
+    said = terminal.types("policy", "explain", "--request", refused, "--against", str(copy))
+    assert "   - the rule has a name where GitHub's id belongs: acme/other is 999\n" in said.out
+    assert 'smallest change   repository_id: write "999" where acme/other stands, in "release workflow"' in said.out
+    assert said.lines[-1].endswith("still refused")
 
 
 # What a refusal leaves unsaid

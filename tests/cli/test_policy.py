@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import textwrap
 from pathlib import Path
+
+import pytest
 
 from tests.cli.conftest import Terminal
 
@@ -27,6 +31,50 @@ def test_check_names_file_line_and_column_of_every_error(terminal: Terminal, cop
     assert {problem["file"] for problem in problems} == {"prod/svc-payments-deploy.yaml"}
     assert all(problem["line"] >= 1 and problem["column"] >= 1 for problem in problems)
     assert len([problem for problem in problems if problem["severity"] == "error"]) >= 2
+
+
+@pytest.mark.parametrize("command", [("check",), ("test",), ("new",), ("explain", "--claims-file", "-", "-e", "prod")])
+def test_outside_a_tree_the_option_that_names_one_is_said(command: tuple[str, ...], terminal: Terminal, tmp_path: Path) -> None:
+    for folder in (tmp_path / "nowhere", tmp_path):
+        said = terminal.types("policy", *command, "--policies", str(folder), typed="{}")
+        assert said.code == 1
+        assert "hint: --policies DIR names the folder of a policy tree, with issuers.yaml, apis.yaml, environ" in said.err
+        assert f"{folder} has none of them" in said.err
+
+
+def test_inside_a_tree_the_folder_itself_is_advised(copy: Path, monkeypatch: pytest.MonkeyPatch, terminal: Terminal) -> None:
+    monkeypatch.chdir(copy)
+    said = terminal.types("policy", "check", "--policies", "policies")
+    assert "hint: this folder has them: --policies ." in said.err
+    assert terminal.types("policy", "check", "--policies", ".").code == 0
+
+
+def test_a_tree_with_errors_is_a_tree(copy: Path, terminal: Terminal) -> None:
+    (copy / "apis.yaml").unlink()
+    said = terminal.types("policy", "check", "--policies", str(copy))
+    assert (said.code, said.err) == (1, "")
+
+
+def test_a_tree_without_tests_is_no_success_and_says_how_to_add_one(copy: Path, terminal: Terminal) -> None:
+    said = terminal.types("policy", "test", "--policies", str(copy))
+    assert (said.code, said.out) == (0, "")
+    assert "warning: there are no policy tests: none of 2 service accounts has `tests:`" in said.err
+    file, block = re.findall(r"hint: add to (\S+) .*\n((?:  .*\n)+)", said.err)[0]
+    (copy / file).write_text((copy / file).read_text() + textwrap.dedent(block))
+    said = terminal.types("policy", "test", "--policies", str(copy))
+    assert "expected allow, and it was denied (claims_not_satisfied)" in said.out, "its glob and condition want more claims"
+    text = (copy / file).read_text().replace("production}", "production, ref: refs/tags/v1, event_name: push}")
+    (copy / file).write_text(text)
+    said = terminal.types("policy", "test", "--policies", str(copy))
+    assert (said.code, said.lines) == (0, ["1 policy test passes"])
+
+
+def test_a_tree_without_accounts_has_no_tests_either(copy: Path, terminal: Terminal) -> None:
+    for env in ("prod", "dev"):
+        shutil.rmtree(copy / env)
+    said = terminal.types("policy", "test", "--policies", str(copy), "--json")
+    assert (said.code, said.out) == (0, "")
+    assert "`broker policy new` writes a service account with its tests" in said.err
 
 
 def test_policy_tests_pass_and_fail(terminal: Terminal) -> None:

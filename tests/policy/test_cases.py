@@ -75,11 +75,18 @@ tests:
     request: {scope: deploy:write}
     now: 2027-07-01T00:00:00Z
     expect: deny
+  - name: another account's
+    issuer: github
+    claims: {repository_id: "9"}
+    request: {scope: deploy:write}
+    expect: allow
 """
-    tree = build(tmp_path, {"prod/svc-a.yaml": account("svc-a", rule('{repository_id: "7"}'), more=tests)})
+    other = {"prod/svc-b.yaml": account("svc-b", rule('{repository_id: "9"}'))}
+    tree = build(tmp_path, other | {"prod/svc-a.yaml": account("svc-a", rule('{repository_id: "7"}'), more=tests)})
     messages = [result.message for result in run_cases(tree, NOW)]
     assert messages == [
         "expected allow, and it was denied (no_rule_matched)",
-        "expected deny, and it was denied (no_rule_matched)",
+        "expected deny (scope_not_granted), and it was denied (no_rule_matched)",
         "",
+        "expected allow as svc-a, and it was allowed as svc-b",
     ]

@@ -1,0 +1,10 @@
+"""A first service account: what a careful rule for one workload is, and its file's text, tests included.  Pure.
+
+Stands on presets and on what the compiler makes of `where`.  Called by the command line, which reads tokens, asks the compiler
+about the text, and writes it.  pick.py: claims -> what the rule looks at; cases.py: its tests; text.py: the YAML.
+"""
+
+from broker.analysis.draft.pick import Picked, pick
+from broker.analysis.draft.text import Choices, clean, human_name, release_pattern, scalar, write
+
+__all__ = ["Choices", "Picked", "clean", "human_name", "pick", "release_pattern", "scalar", "write"]
