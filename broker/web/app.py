@@ -24,7 +24,7 @@ from broker.web import error_pages, health, metadata
 from broker.web.endpoint import TokenEndpoint
 
 # The same for every name: which envs there are is public, and still nothing to read out here.
-NO_SUCH_ENV = "the environment in the URL is not one of this broker's; check BROKER_ENV or the URL"
+NO_SUCH_ENV = "the environment in the URL is not one of this broker's; check the URL and the env"
 SENTENCES = {404: "there is nothing at this address", 405: "this address takes another method"}
 SECURITY_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 

@@ -16,6 +16,7 @@ from broker.config import Limits
 from broker.telemetry import metrics
 
 DIGITS_MAX = 18  # of a Content-Length
+FAREWELL_S = 0.5
 FRAMING_MAX = 8  # times its content: a body in chunks of one byte
 
 
@@ -129,6 +130,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self._write(431 if self.headers else 414)
         if self._in_body and self._raw_bytes > self.limits.body_bytes_max * FRAMING_MAX:
             self._write(413)
+
+    def shutdown(self) -> None:
+        """Closes an idle connection; over TLS its peer has a moment to say goodbye, and an idle one never does."""
+        super().shutdown()
+        if self.transport.is_closing():
+            self.loop.call_later(FAREWELL_S, self.transport.abort)
 
     def sweep(self, now: float) -> None:
         """Ends what has taken too long; the server calls it ten times a second, for a timer a request would cost more.

@@ -392,7 +392,7 @@ async def test_an_env_that_does_not_exist_and_a_path_that_is_none_are_404(live: 
 @pytest.mark.parametrize("env", ["staging", "PROD", "api"])
 async def test_an_env_that_is_not_served_is_said_to_be_the_mistake(env: str, act: str, live: Live) -> None:
     answer = await post(live, form(live), f"/{env}/{act}")
-    said = "the environment in the URL is not one of this broker's; check BROKER_ENV or the URL"
+    said = "the environment in the URL is not one of this broker's; check the URL and the env"
     assert (answer.status_code, answer.json()) == (404, {"error": "invalid_request", "error_description": said})
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["x-content-type-options"] == "nosniff"

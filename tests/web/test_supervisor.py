@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -16,9 +17,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from broker.config import Limits
 from broker.web.supervisor import EARLY_DEATHS_MAX, STEADY_S
 from tests.support.broker import Broker
 from tests.support.issuer import OidcIssuer, in_thread
+from tests.support.tls import Authority
 from tests.support.tree import write_tree
 
 WITHIN_S = 60
@@ -136,3 +139,20 @@ def test_a_broker_that_has_stood_begins_a_worker_again_however_often_it_dies(pol
             broker.wait_ready()
         assert broker.process is not None
         assert broker.process.poll() is None
+
+
+def test_a_stop_does_not_wait_for_an_idle_connection_over_tls(policies: Path, tmp_path: Path) -> None:
+    """Its peer is in no hurry to answer the goodbye that TLS asks for."""
+    authority = Authority.create(tmp_path)
+    authority.server()
+    pem = str(tmp_path / "server-good.pem")
+    broker = Broker(tmp_path / "data", policies)
+    url = f"https://127.0.0.1:{broker.port}"
+    broker.arguments = ("--tls-cert", pem, "--tls-key", pem, "--url", url)
+    trusting = ssl.create_default_context(cafile=str(authority.ca_file))
+    with httpx2.Client(base_url=url, verify=trusting, trust_env=False) as broker.client:
+        broker.start()
+        assert broker.client.get("/healthz").status_code == 200
+        begun = time.monotonic()
+        assert broker.stop() == 0
+    assert time.monotonic() - begun < Limits().shutdown_s_max / 2
