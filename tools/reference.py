@@ -1,7 +1,7 @@
 """Writes every generated page: `python -m tools.reference`; with `--check`, only says which are stale.
 
-docs/errors.md, docs/configuration.md, the tables of docs/cli.md, docs/start/ and docs/operations/chart.md,
-docs/schemas/, the limits in the chart's schema.
+docs/errors.md, docs/configuration.md, the tables of docs/cli.md, docs/identity.md and docs/operations/chart.md, tables and lists of
+docs/start/, docs/schemas/, the limits in the chart's schema.
 """
 
 from __future__ import annotations
@@ -9,7 +9,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tools import chart_values, command_reference, danger_tables, error_reference, schema_files, settings_reference
+from tools import (
+    chart_values,
+    command_reference,
+    error_reference,
+    identity_table,
+    platform_table,
+    preset_pages,
+    schema_files,
+    settings_reference,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,10 +30,11 @@ def pages() -> dict[Path, str]:
         docs / "errors.md": error_reference.render(),
         docs / "configuration.md": settings_reference.render(),
         command_reference.PAGE: command_reference.render(),
+        identity_table.PAGE: identity_table.render(),
         chart_values.PAGE: chart_values.render_page(),
         chart_values.CHART / "values.schema.json": chart_values.render_schema(),
     }
-    made |= danger_tables.render()
+    made |= preset_pages.render() | platform_table.render()
     return made | {docs / "schemas" / name: text for name, text in schema_files.render().items()}
 
 

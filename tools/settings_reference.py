@@ -69,9 +69,8 @@ def render() -> str:
         flag = f"`--{name.replace('_', '-')}`"
         text += f"| {flag} | `{_variable(name)}` | `{name}` | {_default(name, defaults[name])} | {_cell(setting.help)} |\n"
     text += RULES + ", ".join(f"`{name}`" for name in sorted(CLIENT_VARIABLES - {"BROKER_CONFIG"}))
-    text += (
-        ": reserved for `broker token` and `broker exec`, which do not exist yet; `BROKER_URL` is the setting above.\n" + OTHERS
-    )
+    text += ": what callers set for `broker token` and its kin ([cli.md](cli.md#broker-token)); a caller's `BROKER_URL` is the broker's.\n"
+    text += OTHERS
     reasons = _reasons()
     for field in fields(Limits):
         text += f"| `{field.name}` | `{_variable(field.name)}` | {field.default} | {_cell(reasons.get(field.name, ''))} |\n"

@@ -18,7 +18,8 @@ PROGRAMS = {
         ("jq", "jq", "jq", "the commands that the start pages show"),
         ("git", "git", "git", "git's credential protocol"),
         ("haproxy", "haproxy", "haproxy", "a resource server that others wrote"),
-        ("apache2", "apache2-bin libapache2-mod-oauth2", "httpd", "a resource server that others wrote, with mod_oauth2"),
+        ("apache2", "apache2-bin", "httpd", "a resource server that others wrote"),
+        ("/usr/lib/apache2/modules/mod_oauth2.so", "libapache2-mod-oauth2", "mod_oauth2", "what makes it one"),
     ],
     "bench": [("wrk", "wrk", "wrk", "the load generator")],
 }
@@ -29,10 +30,10 @@ def main(use: str, waived: list[str]) -> int:
     if unknown:
         print(f"error: WITHOUT names {', '.join(sorted(unknown))}, which nothing here needs", file=sys.stderr)
         return 2
-    missing = [row for row in PROGRAMS[use] if shutil.which(row[0]) is None and row[0] not in waived]
+    missing = [row for row in PROGRAMS[use] if not there(row[0]) and row[0] not in waived]
     if missing and os.geteuid() == 0 and shutil.which("apt-get"):
-        install([package for row in missing for package in row[1].split()])
-        missing = [row for row in missing if shutil.which(row[0]) is None]
+        install([row[1] for row in missing])
+        missing = [row for row in missing if not there(row[0])]
     if not missing:
         return 0
     print("error: these programs are missing:", file=sys.stderr)
@@ -41,6 +42,11 @@ def main(use: str, waived: list[str]) -> int:
     print(f"hint: sudo apt-get install --no-install-recommends {' '.join(row[1] for row in missing)}", file=sys.stderr)
     print(f"hint: brew install {' '.join(row[2] for row in missing)}", file=sys.stderr)
     return 1
+
+
+def there(name: str) -> bool:
+    """A program on PATH, or a file."""
+    return os.path.exists(name) if name.startswith("/") else shutil.which(name) is not None  # noqa: PTH110
 
 
 def install(packages: list[str]) -> None:

@@ -46,10 +46,10 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
         files["issuers.yaml"] = yaml.safe_dump({"issuers": entries})
         files["environments.yaml"] = ENVIRONMENTS.replace("ISSUERS", ", ".join(entries))
         broker = stack.enter_context(Broker(folder / "data", write(folder / "policies", files)))
-        yield Shown(broker, issuers, stack.enter_context(_identity_tokens(issuers["github"])))
+        yield Shown(broker, issuers, stack.enter_context(IdentityTokens(issuers["github"])))
 
 
-class _identity_tokens:
+class IdentityTokens:
     """Answers as a GitHub runner's token service does: `{"value": TOKEN}` for the audience that is asked for."""
 
     def __init__(self, issuer: OidcIssuer) -> None:

@@ -9,17 +9,20 @@ import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import jwt
 import pytest
 import yaml
 
-from tests.docs.conftest import Shown
+from tests.docs.conftest import IdentityTokens, Shown
 from tests.docs.pages import DOCS, PAGES, ROOT, Block, blocks
 from tests.docs.test_examples import scripts
 from tests.support.broker import Broker
 from tests.support.issuer import OidcIssuer
+from tests.support.place import Server
 from tools.command_reference import commands
 
 RUN = [block for page in PAGES for block in blocks(page) if "run" in block.words]
@@ -40,8 +43,10 @@ def shell(script: str, environment: dict[str, str], folder: Path) -> subprocess.
 
 
 @pytest.fixture(scope="module")
-def session(example: tuple[Broker, OidcIssuer], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], Path]:
-    """What the examples name: a refused exchange, a token in a file, a revocation."""
+def session(
+    example: tuple[Broker, OidcIssuer], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[dict[str, str], Path]]:
+    """What the examples name: a refused exchange, a token in a file, a revocation, a job with an identity, an API."""
     broker, issuer = example
     folder = tmp_path_factory.mktemp("session")
 
@@ -53,7 +58,41 @@ def session(example: tuple[Broker, OidcIssuer], tmp_path_factory: pytest.TempPat
     (folder / "token.jwt").write_text(token())
     done = broker.run("revoke", "--issuer", "github", "--subject", "nobody", "--reason", "an example", "--yes", "--json")
     known = {"REQUEST_ID": refused.json()["request_id"], "TOKEN_FILE": str(folder / "token.jwt")}
-    return {**broker.environment, **known, "REVOCATION": json.loads(done.stdout.splitlines()[0])["id"]}, folder
+    known |= {"REVOCATION": json.loads(done.stdout.splitlines()[0])["id"]}
+    (folder / "deploy.sh").write_text('#!/bin/sh\ntest -s "$BROKER_TOKEN_FILE" && echo deployed\n')
+    (folder / "deploy.sh").chmod(0o755)
+    job = {
+        "BROKER_URL": broker.url,
+        "BROKER_ENV": "prod",
+        "GITHUB_ACTIONS": "true",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "of-the-runner",
+    }
+    api = Server(admit)
+    with IdentityTokens(issuer) as runner:
+        yield {**broker.environment, **known, **job, "ACTIONS_ID_TOKEN_REQUEST_URL": runner, "API": api.url}, folder
+    api.close()
+
+
+def admit(request: BaseHTTPRequestHandler, _: bytes) -> None:
+    """An API that lets in whoever carries a credential."""
+    request.send_response(200 if request.headers.get("Authorization", "").startswith("Bearer eyJ") else 401)
+    request.send_header("Content-Length", "0")
+    request.end_headers()
+
+
+def test_the_readmes_commands_and_its_three_lines_get_credentials(session: tuple[dict[str, str], Path]) -> None:
+    environment, folder = session
+    shown = list(blocks(ROOT / "README.md"))
+    commands = next(block for block in shown if block.language == "sh" and "broker token" in block.text)
+    lines = [line.replace(URL, environment["BROKER_URL"]) for line in commands.text.splitlines() if line.startswith("broker ")]
+    token, deployed = (shell(line, environment, folder) for line in lines)
+    assert jwt.decode(token.stdout.strip(), options={"verify_signature": False})["scope"] == "deploy:write", token.stderr
+    assert deployed.stdout == "deployed\n", deployed.stderr
+    (program,) = [block.text for block in shown if block.language == "python"]
+    assert len([line for line in program.splitlines() if line]) == 3
+    script = program.replace(URL, environment["BROKER_URL"]) + "print(token)"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert jwt.decode(done.stdout.strip(), options={"verify_signature": False})["aud"] == "https://payments.acme.example"
 
 
 @pytest.mark.parametrize("block", RUN, ids=str)
@@ -65,15 +104,13 @@ def test_an_example_that_is_marked_run_runs(block: Block, session: tuple[dict[st
 
 
 def test_every_command_that_ends_by_itself_has_an_example_that_runs() -> None:
-    shown = {match for block in RUN for match in re.findall(r"^broker ([a-z]+(?: [a-z]+)?)", block.text, re.MULTILINE)}
+    shown = {match for block in RUN for match in re.findall(r"(?:^|\| )broker ([a-z]+(?: [a-z]+)?)", block.text, re.MULTILINE)}
     shown |= {text.split(" ")[0] for text in shown}
     assert set(commands()) - shown == {"serve", "demo", "doctor", "audit tail"}
 
 
 def test_every_command_in_the_documentation_exists() -> None:
-    known = (
-        set(commands()) | {name.split(" ")[0] for name in commands()} | {"token", "exec"}
-    )  # the last two are said not to exist yet
+    known = set(commands()) | {name.split(" ")[0] for name in commands()}
     for page in PAGES:
         for words in re.findall(r"`broker ([a-z]+)", page.read_text("utf-8")):
             assert words in known, f"{page}: broker {words}"
@@ -93,17 +130,8 @@ def github(shown: Shown, script: str, folder: Path) -> subprocess.CompletedProce
 
 
 @pytest.mark.needs("curl", "jq")
-def test_the_readmes_workflow_gets_a_credential_and_prints_none(shown: Shown, tmp_path: Path) -> None:
-    done = github(shown, next(scripts(ROOT / "README.md")), tmp_path)
-    answer = json.loads(done.stdout)
-    assert answer["scope"] == "deploy:write"
-    assert 0 < answer["expires_in"] <= 900
-    assert "access_token" not in answer
-
-
-@pytest.mark.needs("curl", "jq")
 def test_the_github_pages_workflow_leaves_a_credential_for_the_next_step(shown: Shown, tmp_path: Path) -> None:
-    done = github(shown, next(scripts(DOCS / "start" / "github-actions.md")), tmp_path)
+    done = github(shown, next(scripts(DOCS / "start" / "github-actions.md", "curl")), tmp_path)
     assert done.returncode == 0, done.stderr
     token = (tmp_path / "github.env").read_text().strip().removeprefix("TOKEN=")
     assert done.stdout == f"::add-mask::{token}\n"
@@ -124,7 +152,7 @@ def check_as_the_http_page_says(shown: Shown, token: str) -> None:
 
 @pytest.mark.needs("curl", "jq")
 def test_a_refusal_in_the_github_workflow_is_shown_and_stops_the_job(shown: Shown, tmp_path: Path) -> None:
-    script = next(scripts(DOCS / "start" / "github-actions.md")).replace("scope=deploy:write", "scope=releases:delete")
+    script = next(scripts(DOCS / "start" / "github-actions.md", "curl")).replace("scope=deploy:write", "scope=releases:delete")
     done = github(shown, script, tmp_path)
     assert done.returncode == 1
     assert json.loads(done.stdout)["reason"] == "scope_not_granted"
@@ -132,8 +160,8 @@ def test_a_refusal_in_the_github_workflow_is_shown_and_stops_the_job(shown: Show
 
 @pytest.mark.needs("curl", "jq")
 def test_the_gitlab_pages_job_gets_a_credential(shown: Shown, tmp_path: Path) -> None:
-    block = next(block for block in blocks(DOCS / "start" / "gitlab.md") if "workflow" in block.words)
-    job = yaml.safe_load(block.text)["deploy"]
+    block = next(block for block in blocks(DOCS / "start" / "gitlab.md") if "curl" in block.words)
+    job = yaml.safe_load(block.text)["publish"]
     token = shown.token(
         "gitlab",
         job["id_tokens"]["BROKER_ID_TOKEN"]["aud"].replace(URL, shown.broker.url),
@@ -146,14 +174,12 @@ def test_the_gitlab_pages_job_gets_a_credential(shown: Shown, tmp_path: Path) ->
     assert jwt.decode(done.stdout.strip(), options={"verify_signature": False})["scope"] == "packages:write"
 
 
-@pytest.mark.needs("curl")
 def test_the_kubernetes_pages_pod_gets_a_credential(shown: Shown, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(shown.token("prod-cluster", shown.broker.issuer("prod")))
     block = next(block for block in blocks(DOCS / "start" / "kubernetes.md") if block.language == "sh")
-    done = shell(
-        block.text.replace(URL, shown.broker.url).replace("/var/run/broker/token", str(tmp_path / "token")), {}, tmp_path
-    )
-    assert json.loads(done.stdout)["scope"] == "workloads:write", done.stdout
+    pod = {"BROKER_SUBJECT_TOKEN_FILE": str(tmp_path / "token")}
+    done = shell(block.text.replace(URL, shown.broker.url), pod, tmp_path)
+    assert jwt.decode(done.stdout.strip(), options={"verify_signature": False})["scope"] == "workloads:write", done.stderr
 
 
 def test_the_fields_of_real_records_are_described(example: tuple[Broker, OidcIssuer], session: object) -> None:

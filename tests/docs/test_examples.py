@@ -11,13 +11,17 @@ from pathlib import Path
 import pytest
 import yaml
 
+from broker import presets
 from broker.compiler.compile import compile_tree
 from broker.compiler.files import read_tree
 from broker.config import SETTINGS, Limits
 from broker.errors import PolicyInvalid
+from broker.model import Grant
 from broker.policy.cases import run_cases
-from broker.policy.tree import Tree
+from broker.policy.tree import Account, Tree
 from tests.docs.pages import DOCS, PAGES, ROOT, Block, blocks
+from tests.policy.trees import outcome, request, workload
+from tests.presets import careful
 
 TODAY = 1_795_478_400  # 2026-11-24
 ENVIRONMENTS = """environments:
@@ -62,10 +66,42 @@ def compiled(folder: Path) -> Tree:
 
 
 @pytest.mark.parametrize("page", TREES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_tree_of_a_page_compiles_without_a_warning_and_its_tests_pass(page: Path, tmp_path: Path) -> None:
+def test_the_tree_of_a_page_compiles_with_no_warning_but_those_it_tells_and_its_tests_pass(page: Path, tmp_path: Path) -> None:
+    """`warns="…; …"` beside `file=` tells what the compiler says of that file."""
     tree = compiled(write(tmp_path, tree_files(page)))
-    assert [str(warning) for warning in tree.warnings] == []
+    told = [
+        (block.value("file"), text) for block in blocks(page) for text in (block.value("warns") or "").split("; ") if text
+    ]
+    untold = [each for each in tree.warnings if not any(each.file == file and text in each.message for file, text in told)]
+    assert untold == []
+    assert len(tree.warnings) == len(told)
     assert [result.message for result in run_cases(tree, TODAY) if not result.passed] == []
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_the_rule_on_a_platforms_page_admits_its_workload_or_shows_whom_it_admits(name: str, tmp_path: Path) -> None:
+    page = DOCS / "start" / f"{name}.md"
+    tree = compiled(write(tmp_path, tree_files(page)))
+    issuer = next(entry.name for entry in tree.issuers.by_name.values() if entry.preset == name)
+    accounts = [account for account in tree.accounts.values() if any(rule.issuer == issuer for rule in account.rules)]
+    assert accounts
+    for account in accounts:
+        shown = {case.allow for case in account.cases if case.issuer == issuer}
+        assert shown == {True, False} or _admits(tree, account, issuer, name)
+
+
+def _admits(tree: Tree, account: Account, issuer: str, name: str) -> bool:
+    """Whether the account is given to the workload of the preset's fixture."""
+    who = workload(tree, issuer, **careful.claims(presets.load(name)))
+    asked = [(api, scope) for api, scopes in account.access.items() for scope in scopes]
+    found = [outcome(tree, who, request(account.env, audience=api, scope=scope), TODAY) for api, scope in asked]
+    return all(isinstance(each, Grant) and each.service_account == account.name for each in found)
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_a_platforms_page_says_what_nobody_could_confirm_where_there_is_such(name: str) -> None:
+    text = (DOCS / "start" / f"{name}.md").read_text("utf-8")
+    assert ("## Not confirmed" in text) is (f"<!-- unconfirmed: {name} -->" in text) is bool(presets.load(name).unconfirmed)
 
 
 def test_the_policy_page_shows_tests() -> None:
@@ -110,14 +146,17 @@ def test_python_blocks_parse() -> None:
                 assert ast.parse(block.text), str(block)
 
 
-def scripts(page: Path) -> Iterator[str]:
-    """The shell scripts of a page's workflow, in order."""
-    block = next(block for block in blocks(page) if "workflow" in block.words)
+def scripts(page: Path, kind: str = "workflow") -> Iterator[str]:
+    """The shell scripts of a page's first workflow of a kind, in order."""
+    block = next(block for block in blocks(page) if kind in block.words)
     for job in yaml.safe_load(block.text).get("jobs", {}).values():
         yield from (step["run"] for step in job["steps"] if "run" in step)
 
 
-def test_both_github_workflows_ask_for_the_identity_token() -> None:
+def test_every_github_workflow_asks_for_the_identity_token() -> None:
     for page in (ROOT / "README.md", DOCS / "start" / "github-actions.md"):
-        block = next(block for block in blocks(page) if "workflow" in block.words)
-        assert yaml.safe_load(block.text)["permissions"]["id-token"] == "write"
+        shown = [yaml.safe_load(block.text) for block in blocks(page) if "workflow" in block.words]
+        assert shown
+        for workflow in shown:
+            for job in workflow["jobs"].values():
+                assert job.get("permissions", workflow["permissions"])["id-token"] == "write"
