@@ -156,7 +156,7 @@ def test_no_metadata_request_goes_through_a_proxy(stand: Stand, monkeypatch: pyt
         assert not [seen for seen in proxied if seen.path.startswith("/latest")], "STS is beyond the proxy, the machine is not"
         assert not [seen for server in servers for seen in server.seen if "x-forwarded-for" in seen.headers]
         proxied.clear()
-        with pytest.raises(Unreachable, match="the proxy 127.0.0.1 lets nobody through"):
+        with pytest.raises(Unreachable, match=r"the proxy 127\.0\.0\.1 lets nobody through"):
             request(Target(servers[0].url.replace("http://", "https://")))
     finally:
         for each in (*servers, through):
