@@ -7,6 +7,7 @@ away, what is still valid is served.  A refusal ends that: the broker has decide
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import sys
@@ -154,6 +155,10 @@ class Broker:
             with self._lock:
                 kept.flight = None
                 kept.failed(error)
+            # Nobody may wait for a renewal: what is served then would end unannounced.  Others' texts may hold their token.
+            logging.getLogger("broker.client").warning(
+                "no new credential: %s", error if isinstance(error, ClientError) else type(error).__name__
+            )
             flight.set_exception(error)
         else:
             with self._lock:
