@@ -153,13 +153,13 @@ class Broker:
             if isinstance(error, ClientError):  # its frames hold the identity token, and error trackers send them on
                 error.__traceback__ = error.__context__ = None
             with self._lock:
+                beside = kept.serves() is not None
                 kept.flight = None
                 kept.failed(error)
-            # Nobody may wait for a renewal: what is served then would end unannounced.  Others' texts may hold their token.
-            logging.getLogger("broker.client").warning(
-                "no new credential: %s", error if isinstance(error, ClientError) else type(error).__name__
-            )
             flight.set_exception(error)
+            if beside:  # nobody waited.  Last, since a handler may ask for a token; others' texts may hold theirs
+                told = error if isinstance(error, ClientError) else type(error).__name__
+                logging.getLogger("broker.client").warning("no new credential: %s", told)
         else:
             with self._lock:
                 kept.flight = None
