@@ -212,7 +212,7 @@ def test_a_refusal_leaves_stdout_empty_and_ends_with_1(place: Place) -> None:
         ((*ASK, "--url", "broker.acme.example"), {}, 2, "is no URL of a server"),
         ((*ASK, "--url", "https://u:p@broker.acme.example"), {}, 2, "error: what has a user or a password in it is no URL"),
         (ASK, {"BROKER_ENV": ""}, 2, "no env is named"),
-        (ASK, {"BROKER_URL": "http://127.0.0.1:9"}, 3, "nobody listens at http://127.0.0.1:9"),
+        (ASK, {"BROKER_URL": "http://127.0.0.1:9", "BROKER_PATIENCE": "2"}, 3, "nobody listens at http://127.0.0.1:9"),
         ((*ASK, "--identity", "github"), {}, 2, "did you mean github-actions?"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import threading
@@ -100,6 +101,7 @@ def test_renewal_happens_beside_and_with_a_new_identity_token(place: Place) -> N
 
 
 def test_a_renewal_that_fails_beside_is_logged_and_no_other_failure(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "broker.client")
     broker = broker_of(place, patience_s=0.5)
     place.front.script += [Reply(drop=True)] * 20
     with pytest.raises(Unreachable):  # who waits is told
