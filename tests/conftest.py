@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 
 import pytest
+
+from tests.support.place import Place
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,3 +52,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def _standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with Place(tmp_path_factory.mktemp("place")) as place:
+        yield place
+
+
+@pytest.fixture
+def place(_standing: Place) -> Place:
+    """A broker, an issuer and a runner, as new: nothing scripted, nothing remembered."""
+    _standing.begin_anew()
+    return _standing

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 import click
 
 from broker import __version__
-from broker.cli.caller.calling import EXIT_OURS
+from broker.cli.caller.calling import EXIT_INTERRUPTED, EXIT_OURS
 from broker.cli.saying import failed
 
 # name -> (module:attribute, one line for the list)
@@ -65,8 +65,6 @@ def cli(debug: bool) -> None:
 
 def by_click(given: list[str]) -> None:
     """Runs a command, exits with its code, and turns whatever goes wrong into lines."""
-    from broker.cli.main import EXIT_INTERRUPTED
-
     try:
         code = cli.main(args=given, prog_name="broker", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

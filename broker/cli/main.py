@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 
-EXIT_INTERRUPTED = 130
 AT_ONCE = frozenset({"token", "exec", "helper"})
 
 
@@ -24,7 +23,7 @@ def run(arguments: list[str] | None = None) -> None:
         try:
             code = calling.at_once(given[0], given[1:])
         except KeyboardInterrupt:
-            sys.exit(EXIT_INTERRUPTED)
+            sys.exit(calling.EXIT_INTERRUPTED)
         except Exception as error:
             from broker.cli.commands import explain
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from broker.client.exchange import Step
+    from broker.client.values import Step
 
 _COLOURS = {"error": "1;31", "hint": "36", "warning": "33"}
 

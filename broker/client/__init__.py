@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         Unavailable,
         Unreachable,
     )
-    from broker.client.exchange import Credential, Plan, Server, Step, Wanted
+    from broker.client.values import Credential, Plan, Server, Step, Wanted
 
 _PLACES = {
     "Broker": "broker",
@@ -32,7 +32,7 @@ _PLACES = {
         ("ClientError", "IdentityFailed", "IdentityMissing", "Misused", "Refusal", "Refused", "Unavailable", "Unreachable"),
         "errors",
     ),
-    **dict.fromkeys(("Credential", "Plan", "Server", "Step", "Wanted"), "exchange"),
+    **dict.fromkeys(("Credential", "Plan", "Server", "Step", "Wanted"), "values"),
 }
 __all__ = [
     "Broker",

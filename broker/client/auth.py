@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from broker.client.errors import IdentityFailed, Unavailable, Unreachable
 from broker.client.http import checked
@@ -21,12 +21,22 @@ if TYPE_CHECKING:
     import requests
     from requests.auth import AuthBase as RequestsAuth
 
-    from broker.client.broker import Broker
-
     HttpxAuth = httpx2.Auth
 
 
-def httpx_auth(broker: Broker, audience: str, scopes: Sequence[str], drop: Callable[[str], None]) -> HttpxAuth:
+class Tokens(Protocol):
+    """Whom a token is had from: `Broker`."""
+
+    def token(self, audience: str, scopes: Sequence[str]) -> str:
+        """As `Broker.token`."""
+        ...
+
+    async def token_async(self, audience: str, scopes: Sequence[str]) -> str:
+        """As `Broker.token_async`."""
+        ...
+
+
+def httpx_auth(broker: Tokens, audience: str, scopes: Sequence[str], drop: Callable[[str], None]) -> HttpxAuth:
     """An `httpx2.Auth`; `drop` is told a token that was not accepted.  Raises ImportError where httpx2 is not installed."""
     import httpx2
 
@@ -52,7 +62,7 @@ def httpx_auth(broker: Broker, audience: str, scopes: Sequence[str], drop: Calla
     return Bearer()
 
 
-def requests_auth(broker: Broker, audience: str, scopes: Sequence[str], drop: Callable[[str], None]) -> RequestsAuth:
+def requests_auth(broker: Tokens, audience: str, scopes: Sequence[str], drop: Callable[[str], None]) -> RequestsAuth:
     """A `requests.auth.AuthBase`; `drop` as above.  Raises ImportError where requests is not installed."""
     from requests.auth import AuthBase
 

@@ -18,8 +18,9 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
 from broker.client.errors import ClientError, Refused
-from broker.client.exchange import PATIENCE_S, Credential, Server, Step, Wanted, obtain
+from broker.client.exchange import PATIENCE_S, obtain
 from broker.client.freshness import renew_at
+from broker.client.values import Credential, Server, Step, Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

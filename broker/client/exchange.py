@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import random
 import time
-from base64 import urlsafe_b64decode
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from broker.client.errors import ClientError, IdentityFailed, Misused, Refusal, Refused, Unavailable, Unreachable
-from broker.client.http import Answer, Target, checked, printable, request
+from broker.client.errors import ClientError, IdentityFailed, Refusal, Refused, Unavailable, Unreachable
+from broker.client.http import Answer, Target, printable, request
+from broker.client.values import TEXT_MAX, Credential, Plan, Server, Step, Wanted, claims_of, text, texts
 from broker.protocol import oauth
 
 if TYPE_CHECKING:
@@ -28,87 +29,8 @@ if TYPE_CHECKING:
 PATIENCE_S = 60.0  # for all attempts together
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 8.0
-TOKEN_BYTES_MAX = 65_536
-TEXT_MAX = 500
 EXPIRES_IN_MAX_S = 366 * 86_400
 DOUBTFUL_TRIES = 4  # a name that is wrong should not take a minute to say so
-_OWN_TIME = frozenset({"exp", "iat", "nbf", "jti"})
-
-
-class Server(NamedTuple):
-    """One env of a broker.  `identity_audience`: what the identity token must be made for."""
-
-    url: str
-    env: str
-    identity_audience: str
-
-    @property
-    def issuer(self) -> str:
-        """Its issuer URL."""
-        return f"{self.url}/{self.env}"
-
-    @staticmethod
-    def of(url: str, env: str, identity_audience: str = "") -> Server:
-        """Raises `Misused` where either is missing or wrong."""
-        if not url:
-            raise Misused("no broker is named", "--url https://broker.acme.example, or BROKER_URL")
-        base = url.rstrip("/")
-        checked(base)
-        if "?" in base or "#" in base:
-            raise Misused("the broker's URL ends with its path", "write it like https://broker.acme.example")
-        if not env:
-            raise Misused("no env is named", "--env prod, or BROKER_ENV")
-        if not all(letter.isascii() and (letter.isalnum() or letter == "-") for letter in env):
-            raise Misused(f"{printable(env)} is no env", "an env is a word, like prod; the broker's URL goes into --url")
-        if base.endswith(f"/{env}"):
-            raise Misused(f"{base} already ends in the env", f"--url {base.removesuffix('/' + env)} --env {env}")
-        return Server(base, env, identity_audience or f"{base}/{env}")
-
-
-class Wanted(NamedTuple):
-    """What to ask for.  `ttl_s` in seconds, 0 for the env's default."""
-
-    audience: tuple[str, ...] = ()
-    scope: tuple[str, ...] = ()
-    service_account: str = ""
-    ttl_s: int = 0
-
-
-class Credential(NamedTuple):
-    """What was issued.  Its repr and str leave the token out.  `expires_at` in epoch seconds, by this machine's clock."""
-
-    token: str
-    expires_at: float
-    scope: tuple[str, ...]
-    audience: tuple[str, ...]
-    service_account: str
-    request_id: str
-    trace_id: str
-
-    def __repr__(self) -> str:
-        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.expires_at))
-        return f"<Credential of {self.service_account or '?'} for {' '.join(self.scope)}, until {when}>"
-
-    __str__ = __repr__
-
-
-class Plan(NamedTuple):
-    """What a dry run says would be issued; `expires_in` in seconds."""
-
-    service_account: str
-    trust_rule: str
-    audience: tuple[str, ...]
-    scope: tuple[str, ...]
-    expires_in: int
-    request_id: str
-    trace_id: str
-
-
-class Step(NamedTuple):
-    """Something that happened on the way, for whoever wants to follow (`-v`, logs).  Holds no secret."""
-
-    what: str
-    detail: str
 
 
 def _unheard(_: Step) -> None:
@@ -252,8 +174,8 @@ def _issued(body: Any, answer: Answer, _: Mapping[str, Any]) -> Credential:
         expires_at=time.time() + expires_in,
         scope=_words(body),
         audience=texts(claims.get("aud")),
-        service_account=_text(claims.get("sub")),
-        request_id=_text(answer.headers.get("x-request-id")),
+        service_account=text(claims.get("sub")),
+        request_id=text(answer.headers.get("x-request-id")),
         trace_id=_trace_id(answer),
     )
 
@@ -263,12 +185,12 @@ def _planned(body: Any, answer: Answer, _: Mapping[str, Any]) -> Plan:
     if body.get("allowed") is not True or not expires_in:
         raise Unavailable("the answer is not one of a dry run", "is this the broker's URL?", passing=False)
     return Plan(
-        _text(body.get("service_account")),
-        _text(body.get("trust_rule")),
+        text(body.get("service_account")),
+        text(body.get("trust_rule")),
         texts(body.get("audience")),
         _words(body),
         expires_in,
-        _text(answer.headers.get("x-request-id")),
+        text(answer.headers.get("x-request-id")),
         _trace_id(answer),
     )
 
@@ -289,20 +211,9 @@ def _trace_id(answer: Answer) -> str:
     return printable(parts[1]) if len(parts) == 4 else ""
 
 
-def _text(value: object) -> str:
-    """A member that is one string, in a form that a line of a log or of a protocol can hold."""
-    return printable(value, TEXT_MAX) if isinstance(value, str) else ""
-
-
 def _words(body: Any) -> tuple[str, ...]:
     scope = body.get("scope")
     return texts(scope.split()) if isinstance(scope, str) else ()
-
-
-def texts(value: object) -> tuple[str, ...]:
-    """A claim or member that is one string or a list of them, in a form that a line can hold."""
-    some: list[Any] = value if isinstance(value, list) else [value]
-    return tuple(_text(item) for item in some if isinstance(item, str))
 
 
 def _failure(
@@ -317,12 +228,12 @@ def _failure(
         return _no_broker(server, answer)
     refusal = Refusal(
         status=answer.status,
-        error=_text(body["error"]),
-        description=_text(body.get("error_description")),
-        uri=_text(body.get("error_uri")),
-        reason=_text(body.get("reason")),
-        request_id=_text(body.get("request_id")),
-        trace_id=_text(body.get("trace_id")),
+        error=text(body["error"]),
+        description=text(body.get("error_description")),
+        uri=text(body.get("error_uri")),
+        reason=text(body.get("reason")),
+        request_id=text(body.get("request_id")),
+        trace_id=text(body.get("trace_id")),
         claims=texts(body.get("claims")),
         scopes=texts(body.get("scopes")),
         service_accounts=texts(body.get("service_accounts")),
@@ -361,23 +272,12 @@ def _no_broker(server: Server, answer: Answer) -> ClientError:
 
 
 def _retry_after(answer: Answer) -> float | None:
-    """RFC 9110 §10.2.3, in its form in seconds; a date is left to our own pace."""
-    text = answer.headers.get("retry-after", "")
-    return float(text) if text.isdecimal() and len(text) <= 6 else None
-
-
-def claims_of(token: str) -> dict[str, Any]:
-    """The payload of one's own compact JWT, unverified: for showing, never for deciding.  Empty for anything else."""
-    parts = token.split(".")
-    if len(parts) != 3 or len(token) > TOKEN_BYTES_MAX:
-        return {}
+    """RFC 9110 §10.2.3, in seconds: as it says, or until its date by the clock that wrote the answer."""
+    said = answer.headers.get("retry-after", "")
+    if said.isdecimal():
+        return float(said[:7])
     try:
-        payload = json.loads(urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (ValueError, RecursionError):
-        return {}
-    return payload if isinstance(payload, dict) else {}
-
-
-def telling(presented: Mapping[str, Any]) -> dict[str, Any]:
-    """The claims that say who somebody is, without those that only say when."""
-    return {name: value for name, value in presented.items() if name not in _OWN_TIME}
+        written = parsedate_to_datetime(answer.headers.get("date", ""))
+        return max(0.0, (parsedate_to_datetime(said) - written).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return None

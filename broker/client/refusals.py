@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from broker.client.exchange import telling, texts
 from broker.client.http import printable
+from broker.client.values import telling, texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from broker.client.ambient import Found
     from broker.client.errors import Refusal
-    from broker.client.exchange import Server, Wanted
+    from broker.client.values import Server, Wanted
 
 VALUE_MAX = 120
 SHOWN_MAX = 40

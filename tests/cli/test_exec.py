@@ -24,20 +24,6 @@ ASK = ("exec", "-a", "payments", "--scope", "deploy:write")
 PYTHON = sys.executable
 
 
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with Place(tmp_path_factory.mktemp("exec")) as place:
-        yield place
-
-
-@pytest.fixture
-def place(here: Place, tmp_path: Path) -> Place:
-    here.front.script.clear()
-    here.front.requests.clear()
-    here.claims = {}
-    return here
-
-
 def until(condition: object, within_s: float = 20) -> None:
     end = time.monotonic() + within_s
     while not condition():

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jwt
@@ -17,19 +16,6 @@ from tests.support.place import Place
 
 SCOPE = ("--scope", "deploy:write")
 REGISTRY = "payments.acme.example"
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with Place(tmp_path_factory.mktemp("helper")) as place:
-        yield place
-
-
-@pytest.fixture
-def place(here: Place) -> Place:
-    here.front.requests.clear()
-    here.claims = {}
-    return here
 
 
 def git(place: Place, act: str, *attributes: str, options: tuple[str, ...] = SCOPE) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -24,21 +23,6 @@ from tests.support.tls import Authority
 
 ASK = ("token", "-a", "payments", "--scope", "deploy:write")
 MODULES_MAX = 130
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with Place(tmp_path_factory.mktemp("token")) as place:
-        yield place
-
-
-@pytest.fixture
-def place(here: Place) -> Place:
-    here.front.script.clear()
-    here.front.requests.clear()
-    here.asked.clear()
-    here.claims = {}
-    return here
 
 
 def claims(token: str) -> dict[str, object]:

@@ -3,25 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-
-import pytest
 
 from broker.client.ambient.signals import DETECTORS
 from tests.support.place import Place
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with Place(tmp_path_factory.mktemp("whoami")) as place:
-        yield place
-
-
-@pytest.fixture
-def place(here: Place) -> Place:
-    here.asked.clear()
-    here.claims = {}
-    return here
 
 
 def test_it_says_what_was_found_with_its_claims_and_without_the_token(place: Place) -> None:

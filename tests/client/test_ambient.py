@@ -14,7 +14,7 @@ from broker import presets
 from broker.client import ambient
 from broker.client.ambient.signals import DETECTORS
 from broker.client.errors import IdentityFailed, IdentityMissing
-from broker.client.exchange import claims_of
+from broker.client.values import claims_of
 from tests.client.conftest import Stand
 from tests.support.platforms import WAYS
 

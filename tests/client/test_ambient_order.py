@@ -197,7 +197,7 @@ def test_look_alikes_are_told_apart_by_whose_address_it_is(env: dict[str, str], 
 
 def test_a_look_alikes_token_is_handed_on_with_its_own_issuer(stand: Stand) -> None:
     """Whatever the variables say: the broker reads `iss`."""
-    from broker.client.exchange import claims_of
+    from broker.client.values import claims_of
 
     forgejo = stand("forgejo-actions")
     env = {name: value for name, value in forgejo.env.items() if "FORGEJO" not in name and "GITEA" not in name}

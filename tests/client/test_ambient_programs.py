@@ -12,7 +12,7 @@ import pytest
 from broker.client import ambient
 from broker.client.ambient import programs
 from broker.client.errors import IdentityFailed
-from broker.client.exchange import claims_of
+from broker.client.values import claims_of
 from tests.client.conftest import Stand
 from tests.support.platforms_make import Platform
 from tests.support.platforms_service import Fault, Ran

@@ -10,7 +10,7 @@ import pytest
 
 from broker.client import ambient
 from broker.client.errors import IdentityFailed
-from broker.client.exchange import claims_of
+from broker.client.values import claims_of
 from tests.client.conftest import Stand
 
 AUDIENCE = "https://broker.acme.example/prod"

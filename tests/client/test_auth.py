@@ -16,20 +16,6 @@ from tests.client.test_broker import ASKED, broker_of
 from tests.support.place import Place, Reply, Server
 
 
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with Place(tmp_path_factory.mktemp("auth")) as place:
-        yield place
-
-
-@pytest.fixture
-def place(here: Place) -> Place:
-    here.front.script.clear()
-    here.front.requests.clear()
-    here.claims = {}
-    return here
-
-
 class Resource:
     """A resource server that admits a bearer token the `admits`th time it is asked."""
 

@@ -25,20 +25,6 @@ from tests.support.place import Place, Reply
 ASKED = ("payments", "deploy:write")
 
 
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with Place(tmp_path_factory.mktemp("sdk")) as place:
-        yield place
-
-
-@pytest.fixture
-def place(here: Place) -> Place:
-    here.front.script.clear()
-    here.front.requests.clear()
-    here.claims = {}
-    return here
-
-
 def broker_of(place: Place, **options: object) -> Broker:
     return Broker(place.front.url, "prod", subject_token=lambda audience: place.token(aud=audience, **place.claims), **options)
 

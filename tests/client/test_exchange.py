@@ -7,29 +7,16 @@ import json
 import pickle
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator
 
 import pytest
 
 from broker.client import Credential, Misused, Plan, Refused, Server, Step, Unavailable, Unreachable, Wanted
 from broker.client.ambient import Found
-from broker.client.exchange import claims_of, obtain, preview
+from broker.client.exchange import obtain, preview
+from broker.client.values import claims_of
 from tests.support.place import Place, Reply
 
 DEPLOY = Wanted(("payments",), ("deploy:write",))
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with Place(tmp_path_factory.mktemp("exchange")) as place:
-        yield place
-
-
-@pytest.fixture
-def place(here: Place) -> Place:
-    here.front.script.clear()
-    here.front.requests.clear()
-    return here
 
 
 def source(place: Place, *, fresh: bool = True, **claims: object) -> Found:
@@ -92,6 +79,20 @@ def test_retry_after_is_obeyed(place: Place) -> None:
     began = time.monotonic()
     obtain(server(place), DEPLOY, source(place))
     assert time.monotonic() - began >= 2
+
+
+def test_a_retry_after_that_is_a_date_is_obeyed_by_the_clock_that_wrote_it(place: Place) -> None:
+    dates = {"Date": "Wed, 21 Oct 2015 07:28:00 GMT", "Retry-After": "Wed, 21 Oct 2015 08:28:00 GMT"}
+    place.front.script.append(Reply(503, dates, b'{"error": "temporarily_unavailable"}'))
+    with pytest.raises(Unavailable) as caught:
+        obtain(server(place), DEPLOY, source(place))
+    assert caught.value.retry_after_s == 3600
+
+
+@pytest.mark.parametrize("said", ["soon", "-3", "Wed, 21 Oct 2015 08:28:00 -0000", "Wed, 99 Oct 2015 08:28:00 GMT", ""])
+def test_a_retry_after_that_says_nothing_is_left_to_our_own_pace(place: Place, said: str) -> None:
+    place.front.script.append(Reply(503, {"Date": "Wed, 21 Oct 2015 07:28:00 GMT", "Retry-After": said}, b'{"error": "temporarily_unavailable"}'))
+    assert obtain(server(place), DEPLOY, source(place)).token
 
 
 def test_a_retry_after_beyond_all_patience_is_said_at_once(place: Place) -> None:

@@ -15,7 +15,6 @@ from broker import errors, presets
 from broker.admin.perform import NAMES
 from broker.cli.caller import calling
 from broker.cli.caller.exec import EXIT_NOT_FOUND, EXIT_NOT_RUNNABLE
-from broker.cli.main import EXIT_INTERRUPTED
 from broker.compiler.schema import FILE_KINDS
 from broker.compiler.where import OPERATORS
 from broker.telemetry import metrics
@@ -71,7 +70,7 @@ def test_every_command_has_a_heading_and_a_table() -> None:
 def test_every_exit_code_is_listed() -> None:
     used = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.OperatorError)}
     listed = {int(cells[0]) for cells in rows(DOCS / "cli.md", "exit code")}
-    ours = {0, EXIT_INTERRUPTED, EXIT_NOT_RUNNABLE, EXIT_NOT_FOUND, calling.COMMANDS["exec"].failed}
+    ours = {0, calling.EXIT_INTERRUPTED, EXIT_NOT_RUNNABLE, EXIT_NOT_FOUND, calling.COMMANDS["exec"].failed}
     assert used | ours == listed
 
 

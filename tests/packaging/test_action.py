@@ -17,8 +17,8 @@ import yaml
 from broker.client import refusals
 from broker.client.ambient import Found
 from broker.client.errors import Refusal
-from broker.client.exchange import Server as Env
-from broker.client.exchange import Wanted
+from broker.client.values import Server as Env
+from broker.client.values import Wanted
 from broker.protocol import oauth
 from tests.packaging.conftest import ISSUED, ROOT, World, nothing_secret, table, wish
 from tests.packaging.runner import ACTION, HTML, Reply, Runner, Server, json_reply, node

@@ -92,7 +92,7 @@ class Front:
         if reply.drop:
             handler.connection.close()
             return
-        handler.send_response(reply.status)
+        handler.send_response_only(reply.status)
         for name, value in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
             handler.send_header(name, value)
         handler.end_headers()
@@ -142,6 +142,13 @@ class Place:
 
     def __exit__(self, *details: object) -> None:
         self._stack.__exit__(*details)  # type: ignore[arg-type]
+
+    def begin_anew(self) -> None:
+        """Forgets what was scripted and what was asked."""
+        self.front.script.clear()
+        self.front.requests.clear()
+        self.asked.clear()
+        self.claims = {}
 
     def _hand_out(self, handler: BaseHTTPRequestHandler, _: bytes) -> None:
         audience = parse_qs(urlsplit(handler.path).query)["audience"][0]

@@ -11,15 +11,17 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from broker.client.errors import ClientError, IdentityFailed, Misused
-from broker.client.exchange import PATIENCE_S, Server, Step, Wanted, obtain
+from broker.client.exchange import PATIENCE_S, obtain
+from broker.client.values import Server, Step, Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker.client.ambient import Found
-    from broker.client.exchange import Credential
+    from broker.client.values import Credential
 
 Values = dict[str, Any]
+EXIT_INTERRUPTED = 130
 EXIT_OURS = 125  # of exec, as env(1): what went wrong is not the program's
 FORMATS = ("token", "json", "env", "header")
 
@@ -200,7 +202,8 @@ def patience_s(values: Values) -> float:
 def source(values: Values, audience: str) -> Found:
     """The identity to present, for what it is to be made for.  Raises `IdentityMissing`, `IdentityFailed`."""
     if path := values["subject_token_file"]:
-        from broker.client.ambient.given import TOKEN_BYTES_MAX, from_file, from_text
+        from broker.client.ambient.answers import TOKEN_BYTES_MAX
+        from broker.client.ambient.given import from_file, from_text
 
         if path != "-":
             return from_file(path)

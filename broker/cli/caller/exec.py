@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import click
 
-    from broker.client.exchange import Credential
+    from broker.client.values import Credential
 
 HELP = """Run COMMAND with a credential: BROKER_TOKEN_FILE names a file that holds it, kept fresh while COMMAND runs.
 

@@ -7,12 +7,13 @@ import time
 from typing import TYPE_CHECKING
 
 from broker.cli.caller import calling
-from broker.client.exchange import Step, preview
+from broker.client.exchange import preview
+from broker.client.values import Step
 
 if TYPE_CHECKING:
     import click
 
-    from broker.client.exchange import Credential, Plan
+    from broker.client.values import Credential, Plan
 
 HELP = """Get a credential for this workload: it goes to stdout alone, all else to stderr.
 

@@ -10,9 +10,9 @@ from broker.cli.caller import calling
 from broker.cli.saying import failed
 from broker.client.ambient import Absent, Found, Unready, find, here, survey
 from broker.client.errors import ClientError, IdentityMissing
-from broker.client.exchange import Server, claims_of
 from broker.client.http import printable
 from broker.client.refusals import TIME_MAX, shown
+from broker.client.values import Server, claims_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

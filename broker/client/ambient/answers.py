@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from broker.client.ambient import Around
 
 WORDS_MAX = 300
+TOKEN_BYTES_MAX = 65_536
 SAID_BYTES_MAX = 8192
 PASSING: Final = frozenset({408, 425, 429})
 _JWT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
@@ -147,3 +148,19 @@ def _words(body: dict[str, Any]) -> str:
         if isinstance(value, str) and value:
             return f"{code}: {value}" if isinstance(code, str) and value != code else value
     return ""
+
+
+def from_file(path: str) -> str:
+    """A token from a file.  Raises `IdentityFailed`."""
+    try:
+        with open(path, encoding="ascii") as file:  # noqa: PTH123  # pathlib costs a cold start its modules
+            token = file.read(TOKEN_BYTES_MAX + 1).strip()
+    except OSError as error:
+        raise IdentityFailed(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise IdentityFailed(f"{path} holds no token: a JWT is plain ASCII") from None
+    if not token:
+        raise IdentityFailed(f"{path} is empty", "whoever writes it may not have started yet", passing=True)
+    if len(token) > TOKEN_BYTES_MAX:
+        raise IdentityFailed(f"{path} holds no token: it is larger than {TOKEN_BYTES_MAX} bytes")
+    return token

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from broker.client.ambient import Absent, Found, Outcome
+from broker.client.ambient import Absent, Found, Outcome, answers
 from broker.client.errors import IdentityFailed
 
 if TYPE_CHECKING:
     from broker.client.ambient import Around
     from broker.client.ambient.signals import Detector
 
-TOKEN_BYTES_MAX = 65_536
 API_SERVERS_OWN = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 
 
@@ -49,15 +48,4 @@ def read_token(path: str) -> str:
         from broker.client.ambient.kubernetes import volume
 
         raise IdentityFailed(f"{path} is for the cluster's API server alone and is sent nowhere", *volume(here()))
-    try:
-        with open(path, encoding="ascii") as file:  # noqa: PTH123  # pathlib costs a cold start its modules
-            token = file.read(TOKEN_BYTES_MAX + 1).strip()
-    except OSError as error:
-        raise IdentityFailed(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise IdentityFailed(f"{path} holds no token: a JWT is plain ASCII") from None
-    if not token:
-        raise IdentityFailed(f"{path} is empty", "whoever writes it may not have started yet", passing=True)
-    if len(token) > TOKEN_BYTES_MAX:
-        raise IdentityFailed(f"{path} holds no token: it is larger than {TOKEN_BYTES_MAX} bytes")
-    return token
+    return answers.from_file(path)

@@ -10,9 +10,8 @@ import os
 from typing import TYPE_CHECKING
 
 from broker.client.ambient import Absent, Found, answers
-from broker.client.ambient.given import read_token
 from broker.client.errors import IdentityFailed
-from broker.client.exchange import claims_of
+from broker.client.values import claims_of
 
 if TYPE_CHECKING:
     from broker.client.ambient import Around, Outcome
@@ -40,7 +39,7 @@ def volume(around: Around) -> tuple[str, ...]:
 
 
 def _read(around: Around, path: str) -> str:
-    token = answers.jwt(path, read_token(around.path(path)))
+    token = answers.jwt(path, answers.from_file(around.path(path)))
     claims = claims_of(token)
     audiences = claims.get("aud")
     made_for = audiences if isinstance(audiences, list) else [audiences]
