@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from broker.cli.caller import calling
 from broker.cli.commands import COMMANDS, cli
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
@@ -37,7 +38,9 @@ def _table(command: click.Command) -> str:
     for parameter in command.params:
         if isinstance(parameter, click.Argument):
             name = (parameter.metavar or parameter.name or "").upper()
-            text += f"| `{name}` | the argument{'' if parameter.required else ', may be left out'} |\n"
+            caller = calling.COMMANDS.get(command.name or "")
+            what = caller.wants if caller else "the argument" if parameter.required else "the argument, may be left out"
+            text += f"| `{name}` | {what} |\n"
         elif isinstance(parameter, click.Option):
             names = ", ".join(f"`{name}`" for name in parameter.opts)
             shown = names if parameter.is_flag else f"{names} `{_value(parameter)}`"

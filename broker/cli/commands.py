@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from difflib import get_close_matches
 
@@ -87,10 +86,6 @@ def by_click(given: list[str]) -> None:
     except click.ClickException as error:
         failed(error.format_message(), ())
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader left; Python would complain again while flushing stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except Exception as error:
         if "--debug" in given:
             raise
