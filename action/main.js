@@ -16,6 +16,11 @@ const { persist } = require("./retry.js");
 const { Runner } = require("./runner.js");
 
 const TOTAL_MS_MAX = 60_000;
+// Workflows write `run: deploy ${{ steps.broker.outputs.scope }}`, so an output holds names, and nothing that a shell runs.
+// The first is a name of the policy's, the last one of the broker's; RFC 6749 §3.3 would have $(id) for a scope.
+const NAME = /^[a-z][a-z0-9-]{0,62}$/;
+const SCOPES = /^[\w.:/*@+=,~%-]+( [\w.:/*@+=,~%-]+)*$/;
+const REQUEST = /^req_[\w-]{1,64}$/;
 
 async function main(runner) {
   const wanted = asked(runner);
@@ -32,19 +37,15 @@ async function main(runner) {
 }
 
 function handOn(runner, wanted, got) {
-  // First what takes the credential back: if anything below fails, it does not outlive the job.
-  runner.save("token", got.token);
-  runner.save("issuer", wanted.issuer);
-  runner.save("expires-at", got.expiresAt);
   runner.output("token", got.token);
   runner.output("expires-at", got.expiresAt);
   if (wanted.exportEnv) runner.exportVariable(wanted.exportEnv, got.token);
 }
 
 async function tell(runner, wanted, got) {
-  runner.output("service-account", got.serviceAccount);
-  runner.output("scope", got.scope);
-  runner.output("request-id", got.requestId);
+  runner.output("service-account", await plain(runner, "service-account", got.serviceAccount, NAME));
+  runner.output("scope", await plain(runner, "scope", got.scope, SCOPES));
+  runner.output("request-id", await plain(runner, "request-id", got.requestId, REQUEST));
   const rows = [
     ["env", wanted.env],
     ["service account", got.serviceAccount],
@@ -59,6 +60,17 @@ async function tell(runner, wanted, got) {
   runner.summarize(heading, wanted.check ? ["A check: nothing was issued."] : [], rows);
   await runner.say(`${wanted.env} ${wanted.check ? "would issue" : "issued"} a credential`);
   for (const [name, value] of rows) await runner.say(`${name.padEnd(15)} ${value}`);
+}
+
+/**
+ * A value as an output; nothing in its place, and a warning, where it is no such name.  The job goes on: its credential is
+ * good, none of these decides over it, and a step that compares an empty one finds it unequal.
+ */
+async function plain(runner, name, value, form) {
+  if (value === "" || form.test(value)) return value;
+  const why = "what the broker's answer has there is no name, and a later step's shell might take it for a command:";
+  await runner.annotate("warning", `broker: the output ${name} is left empty`, [why, value]);
+  return "";
 }
 
 async function fail(runner, error) {

@@ -12,6 +12,7 @@ const SHOWN = [
 ];
 const NAMED_MAX = 20;
 const FOR_THE_OWNER = new Set(["claims_not_satisfied", "no_rule_matched", "target_unknown", "revoked", "scope_not_granted"]);
+const ABOUT_WHAT = new Set(["no_rule_matched", "target_unknown", "scope_not_granted", "malformed_request"]);
 
 /** Title, lines and rows for a body of RFC 6749 §5.2 with `status`; `claims` are those of the token that was presented. */
 function refused(asked, status, body, claims) {
@@ -27,11 +28,20 @@ function refused(asked, status, body, claims) {
   const verdict = away ? "cannot answer now" : "refused this job";
   // Behind a semicolon the broker says in short what the lines below say in full.
   const said = word(body.error_description).split("; ")[0];
-  const lines = [said, ...(away ? AWAY : change(asked, reason, body, claims)), page(body)].filter((line) => line !== "");
+  const told = away ? AWAY : [...whatWasAsked(asked, reason), ...change(asked, reason, body, claims)];
+  const lines = [said, ...told, page(body)].filter((line) => line !== "");
   return { title: `${asked.env} ${verdict}: ${reason}`, lines, rows };
 }
 
 const AWAY = ["the broker, its store or the issuer's keys are away for the moment: run the job again later"];
+
+function whatWasAsked({ audience, form }, reason) {
+  if (!ABOUT_WHAT.has(reason)) return [];
+  const names = { audience: words(audience), scope: (form.scope ?? "").split(" ").filter((name) => name !== "") };
+  const parts = Object.entries(names).map(([what, each]) => `${what} ${each.join(" ") || "(none)"}`);
+  const joined = [...names.audience, ...names.scope].filter((name) => name.includes(","));
+  return [`asked for: ${parts.join("; ")}`, ...joined.map((name) => `${name} is one name: separate names by spaces`)];
+}
 
 function change(asked, reason, body, claims) {
   const lines = CHANGES[reason]?.({ asked, body, claims }) ?? [];
@@ -51,7 +61,8 @@ const CHANGES = Object.assign(Object.create(null), {
   ],
   token_untrusted: ({ asked, claims }) => {
     const entry = `issuers.yaml must have an entry with this very url, and ${asked.env} be open to it`;
-    return [`its issuer is ${word(claims.iss) || "(absent)"}: ${entry}`];
+    const keys = "its keys are not those that the broker has (an old jwks_file, keys that were just replaced)";
+    return [`its issuer is ${word(claims.iss) || "(absent)"}: ${entry}; or ${keys}`];
   },
   token_replayed: () => ["each identity token counts once here: fetch one for each exchange"],
   no_rule_matched: ({ asked }) => {
