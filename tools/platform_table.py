@@ -29,7 +29,7 @@ OWN_ISSUERS: Final = {
     "forgejo-actions": "`https://INSTANCE/api/actions`",
     "github-actions": "an enterprise's below it, or of its own server",
     "gitlab": "an instance of your own",
-    "harness": "what the console shows",
+    "harness": "one for each offering",
     "jenkins": "Jenkins' own url and `oidc`",
     "kubernetes": "what the cluster says: `--service-account-issuer`",
     "render": "`https://oidc.render.com/WORKSPACE`",

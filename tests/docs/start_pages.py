@@ -5,8 +5,8 @@
         page.scripts                            what the page has a shell run there, as it stands in its blocks
         start.run(page, page.allowed, script)   in a job whose token carries the claims of that test of the page's rule
 
-A script runs whole.  The broker and the API that it calls are on loopback under the names that the page gives them; `pip` and
-`pulumi` are stand-ins (`NOT_OURS`); everything else, `curl` too, is what it says.
+A script runs whole.  The broker and the API that it calls are on loopback under the names that the page gives them; `pip`,
+`pulumi` and `sem-version` are stand-ins (`NOT_OURS`); everything else, `curl` too, is what it says.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ BINARIES = Path(sys.executable).parent
 NOT_OURS = {
     "pip": f'#!/bin/sh\n[ "$1" = install ] && case "$2" in *git+https://*/broker@{COMMIT}) ;; *) exit 1 ;; esac\n',
     "pulumi": '#!/bin/sh\n[ "$1 $2 $4" = "env run --" ] && shift 4 && exec "$@"\n',  # an opened environment is the job's
+    "sem-version": '#!/bin/sh\n[ "$1 $2" = "python 3.12" ]\n',
 }
 # How a page has its platform hand the token out, where that is not the first way of tests/support/platforms.py.
 WAY = {"terraform-cloud": "tagged"}
 # What a page leaves to its reader to fill in, as the platform that stands here has it.
 FILLED_IN = {
-    "env0": {"client-id-of-env0": "VzsvF7ZK9vH0o3DWpBqIxLtE1yNn2R4c"},
     "azure": {"api://acme.example/broker-prod": REGISTERED, "b10c4e2d-5f6a-4b7c-8d9e-0a1b2c3d4e5f": REGISTERED},
 }
 

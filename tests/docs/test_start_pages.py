@@ -22,10 +22,11 @@ from broker.client.ambient.kubernetes import volume
 from broker.client.ambient.signals import DETECTORS
 from broker.client.ambient.variables import ROWS
 from tests.docs.pages import DOCS, PAGES, ROOT, blocks
-from tests.docs.start_pages import COMMAND, COMMIT, URL, Page, Start
+from tests.docs.start_pages import COMMAND, COMMIT, TOKEN, URL, Page, Start
 from tests.docs.test_examples import write
 from tests.support.broker import Broker
 from tests.support.issuer import OidcIssuer
+from tests.support.signing import Shape
 from tools.preset_pages import START
 
 APIS = yaml.safe_load((ROOT / "policies" / "apis.yaml").read_text("utf-8"))["apis"]
@@ -98,6 +99,15 @@ def leaves(value: Any) -> Iterator[Any]:
             yield from leaves(each)
     else:
         yield value
+
+
+def test_jenkins_writes_the_credential_to_no_log_though_it_traces_each_command(start: Start) -> None:
+    page = Page("jenkins")
+    ((block, script),) = page.scripts
+    done = start.run(page, page.allowed, block, f"set -x  # as the step `sh` does\n{script}")
+    assert (done.code, len(done.credentials)) == (0, 1)
+    assert "+ set +x" in done.stderr
+    assert TOKEN.findall(done.stderr) == []
 
 
 # What stands around it
@@ -189,6 +199,45 @@ def test_a_cluster_that_nobody_outside_can_reach_is_known_by_its_keys_in_a_file(
     assert [answer.status_code for answer in answers] == [200, 400], answers[0].text
 
 
+@pytest.mark.parametrize(
+    ("entry", "use", "code"),
+    [
+        pytest.param("as shown", "jwt-svid", 200, id="the bundle"),
+        pytest.param("as shown", None, 400, id="the discovery provider's keys, taken for the bundle"),
+        pytest.param("an issuer", None, 200, id="the discovery provider, an ordinary issuer"),
+        pytest.param("an issuer", "sig", 200, id="the discovery provider that says what its keys are for"),
+    ],
+)
+def test_spires_discovery_provider_is_an_issuer_and_no_bundle(entry: str, use: str | None, code: int, tmp_path: Path) -> None:
+    page, spire, url = Page("spiffe"), OidcIssuer("spiffe"), "https://oidc.prod.acme.example"
+    said = {"use": use} if use else {}
+    keys = [{name: value for name, value in jwk.items() if name != "use"} | said for jwk in spire.published]
+    shown = {name: value for name, value in page.entry.items() if name != "jwks_url"}
+    plain = {"url": url, "algorithms": page.entry["algorithms"], "identity": ["sub"]}
+    issuers = {"mesh": (shown if entry == "as shown" else plain) | {"jwks_file": "keys/spire.json"}}
+    files = page.files | {"issuers.yaml": yaml.safe_dump({"issuers": issuers}), "keys/spire.json": json.dumps({"keys": keys})}
+    with Broker(tmp_path / "data", write(tmp_path / "policies", files), "--workers", "1") as broker:
+        token = spire.token(now=time.time(), aud=broker.issuer(page.env), iss=url, **page.allowed["claims"])
+        answer = broker.exchange(token, page.env, **page.allowed["request"])
+    assert answer.status_code == code, answer.text
+
+
+def test_a_function_at_vercel_brings_a_token_for_the_env_alone(tmp_path: Path) -> None:
+    page, issuer = Page("vercel"), OidcIssuer("vercel")
+    issuer.shape = Shape.of("vercel", "exchanged")
+    (audience,) = re.findall("^    audience: (.+)$", page.path.read_text("utf-8"), re.MULTILINE)
+    broker = Broker(tmp_path / "data", tmp_path / "policies", "--workers", "1")
+    entry = page.entry | {"audience": yaml.safe_load(audience.replace(URL, broker.url)), "jwks_file": "keys/vercel.json"}
+    shown = {"issuers.yaml": yaml.safe_dump({"issuers": {"vercel": entry, "github": {"preset": "github-actions"}}})}
+    write(tmp_path / "policies", page.files | shown | {"keys/vercel.json": json.dumps({"keys": issuer.published})})
+    with broker:
+        made_for = [broker.issuer(page.env), "https://vercel.com/acme"]
+        tokens = [issuer.token(now=time.time(), aud=each, iss=entry["url"], **page.allowed["claims"]) for each in made_for]
+        answers = [broker.exchange(token, page.env, **page.allowed["request"]) for token in tokens]
+    assert [each.status_code for each in answers] == [200, 400], answers[0].text
+    assert answers[1].json()["reason"] == "token_audience"
+
+
 # With a checkout of the policy
 
 
@@ -224,4 +273,4 @@ def test_a_service_gets_a_credential_or_is_told_why_not_as_the_clients_page_has_
     assert (done.code, len(done.credentials)) == (0, 1), done.stderr
     done = start.run(page, page.denied, page.scripts[0][0], script)
     assert (done.code, done.credentials) == (1, set())
-    assert re.match(r"claims_not_satisfied: .*; build_branch is mallory:main; .*request req_", done.stderr, re.DOTALL), done.stderr
+    assert re.match(r"claims_not_satisfied\n.*\nbuild_branch is mallory:main\n.*request req_", done.stderr, re.DOTALL), done.stderr

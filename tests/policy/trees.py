@@ -23,7 +23,7 @@ issuers:
   github: {preset: github-actions}
   gitlab: {preset: gitlab, url: https://gitlab.acme.example}
   cluster: {preset: kubernetes, url: https://oidc.prod.acme.example}
-  mesh: {preset: spiffe, trust_domain: prod.acme.example, jwks_url: https://spire.acme.example/keys}
+  mesh: {preset: spiffe, trust_domain: prod.acme.example, jwks_url: https://spire.acme.example:8443/}
   legacy: {url: https://ci.acme.example, algorithms: [RS256], identity: [job_id]}
   plain: {url: https://plain.acme.example, algorithms: [RS256]}
 """

@@ -168,7 +168,7 @@ def codefresh(make: Make) -> Platform:
 
 
 def env0(make: Make) -> Platform:
-    return make.variable("env0", "ENV0_OIDC_TOKEN", "VzsvF7ZK9vH0o3DWpBqIxLtE1yNn2R4c")
+    return make.variable("env0", "ENV0_OIDC_TOKEN", "https://prod.env0.com")
 
 
 def handed(**env: str) -> Callable[[Make], Platform]:
