@@ -6,20 +6,38 @@ Stands on the compiled tree and on the entries of a revocation log.  Called by e
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Final
 
+from broker.errors import AlgorithmNotAllowed, IssuerUnknown, KeyUnknown, OwnCredential, SignatureInvalid
 from broker.model import ExchangeRequest, Issuer
-from broker.policy.tree import Env, Rule, Tree
+from broker.policy.tree import BROKER_API, Env, Rule, Tree
 from broker.protocol.revocations import Entry, fact
 
 BASE = "BASE"  # stands for the broker's --url where nobody said it
 LISTED_MAX = 20
+# By recorded reason: what would make a token of the issuer trusted.  No more is known of a token that nobody vouches for.
+UNTRUSTED: Final[Mapping[str, str]] = {
+    IssuerUnknown.reason: "an entry of issuers.yaml whose url is the token's `iss`, byte for byte (SPIFFE: its trust_domain)",
+    AlgorithmNotAllowed.reason: "the token's `alg` among the `algorithms` of its issuer's entry, if the issuer signs with it",
+    KeyUnknown.reason: "the issuer's keys as they are now: its `jwks_file` is out of date, or the token's key was withdrawn; "
+    "`broker doctor` says whether its keys can be fetched",
+    SignatureInvalid.reason: "the issuer's keys as they are now: it signs with another key under the same kid; "
+    "bring its `jwks_file` up to date, fetched keys follow within minutes; "
+    "if they are up to date, the token was changed on its way, or is not the issuer's",
+    OwnCredential.reason: "the token of the platform: a credential of the broker is no identity",
+}
 
 
 def moment(at: int) -> str:
     """Epoch seconds as RFC 3339 in UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things, by the word for one of them: `1 env`, `2 envs`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def no_such(what: str, name: str, known: Iterable[str], where: str = "") -> str:
@@ -48,7 +66,8 @@ def unknown_names(tree: Tree, issuer: str, request: ExchangeRequest) -> Iterator
         elif target in tree.apis:
             yield f"apis.yaml gives {target} no audience in {env.name}"
         else:
-            yield no_such("Api", target, env.targets if "://" in target else known, f" in {env.name}")
+            written = known - {BROKER_API}  # the broker's own is not what anybody misspelt
+            yield no_such("Api", target, env.targets if "://" in target else written, f" in {env.name}")
     yield from _unknown_scopes(tree, apis, request.scope or ())
     account = request.service_account
     if account is not None and tree.account(env.name, account) is None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from broker.analysis.advice import ended, unknown_names
+from broker.analysis.advice import UNTRUSTED, counted, ended, unknown_names
 from broker.analysis.change import Change, smallest_change
 from broker.analysis.nearest import Near, lack, nearest_rules, presented, way_in
 from broker.config import Limits
@@ -173,7 +173,7 @@ def from_record(record: Mapping[str, Any]) -> Explanation:
         rules=rules,
         accounts_looked_at=len({rule.account for rule in rules}),
         accounts_total=0,
-        smallest_change="",
+        smallest_change=UNTRUSTED.get(str(record.get("reason")), ""),
         revision=str(record.get("policy_revision") or ""),
         presented=_presented(record) if record.get("reason") == NoRuleMatched.reason else (),
     )
@@ -197,7 +197,7 @@ def render(explanation: Explanation) -> str:
     """The explanation as plain text, one finding a line: `+` held, `-` failed."""
     verdict = "ALLOWED" if explanation.allowed else "REFUSED"
     wanted = " ".join((*explanation.audience, *explanation.scope)) or "(nothing named)"
-    who = " ".join(part for part in (explanation.issuer, explanation.subject) if part)
+    who = " ".join(part for part in (explanation.issuer, explanation.subject) if part) or "(not identified)"
     lines = [f"{verdict}  {explanation.env}  {who} -> {wanted}"]
     if explanation.reason:
         lines.append(f"reason    {explanation.reason}" + (f"  {explanation.detail}" if explanation.detail else ""))
@@ -205,7 +205,8 @@ def render(explanation: Explanation) -> str:
         lines.append(f"presented {', '.join(explanation.presented)}")
     lines += [f"note      {note}" for note in explanation.notes]
     if explanation.accounts_total:
-        lines.append(f"{explanation.accounts_looked_at} of {explanation.accounts_total} accounts looked at (by index)")
+        total = counted(explanation.accounts_total, "account")
+        lines.append(f"{explanation.accounts_looked_at} of {total} looked at (by index)")
     for rule in explanation.rules:
         lines += ["", *_rule(rule, f"{rule.held_count} of {len(rule.findings)} held")]
     if explanation.nearest:

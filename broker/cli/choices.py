@@ -16,7 +16,6 @@ from broker.analysis.advice import LISTED_MAX, no_such
 from broker.analysis.draft import Choices, clean, human_name
 from broker.compiler.accounts import DAY_S, Context
 from broker.compiler.issuers import Entry
-from broker.errors import SettingsInvalid
 from broker.policy.assess import is_own
 from broker.policy.tree import BROKER_API, Access, Tree
 from broker.protocol.claims import ClaimValue
@@ -26,20 +25,21 @@ WORD_CHARACTERS_MAX: Final = 40
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
 
+def apis_of(tree: Tree, env: str | None) -> list[str]:
+    """The Apis of apis.yaml that are in an env; all of them where no env is said."""
+    return [name for name, api in tree.apis.items() if name != BROKER_API and (env is None or api.url(env) is not None)]
+
+
 def access_of(tree: Tree, env: str, given: Sequence[str]) -> Access:
     """`API=SCOPE[,SCOPE]` as scopes by Api, each known in this env.  Raises UsageError."""
-    known = [name for name, api in tree.apis.items() if api.url(env) is not None]
-    if not given:
-        listed = ", ".join(name for name in known if name != BROKER_API)
-        raise click.UsageError(f"--access is missing: API=SCOPE[,SCOPE]; Apis in {env}: {listed}")
+    known = [*apis_of(tree, env), BROKER_API]
     found: dict[str, tuple[str, ...]] = {}
     for text in given:
         name, _, scopes = text.partition("=")
         if name not in known:
             closed = f"apis.yaml gives it no audience in {env}"
-            raise click.UsageError(
-                f"--access {clean(name)}: {closed if name in tree.apis else no_such('Api', clean(name), known, f' in {env}')}"
-            )
+            unknown_api = no_such("Api", clean(name), apis_of(tree, env), f" in {env}")
+            raise click.UsageError(f"--access {clean(name)}: {closed if name in tree.apis else unknown_api}")
         wanted = [scope for scope in scopes.split(",") if scope]
         unknown = [scope for scope in wanted if scope not in tree.apis[name].scopes]
         if not wanted:
@@ -56,6 +56,31 @@ def is_all_low(tree: Tree, access: Access) -> bool:
     return all(tree.apis[name].scopes[scope].sensitivity == "low" for name, scopes in access.items() for scope in scopes)
 
 
+def lacking_of(
+    tree: Tree,
+    context: Context,
+    env: str | None,
+    entry: Entry | None,
+    claims: Mapping[str, ClaimValue],
+    given: Mapping[str, Any],
+) -> Iterator[str]:
+    """What neither an option (`given`) says nor the workload tells, with what would be right.
+
+    Raises UsageError for what is no name or no tag.
+    """
+    if entry is not None and not _name_of(context, entry, claims, given):
+        pattern = f"; environments.yaml asks for {context.name_pattern.pattern}" if context.name_pattern is not None else ""
+        yield f"--name NAME: no claim gives one{pattern}"
+    owners = _owners(tree, env, entry, claims)
+    if not given["owner"] and len(owners) != 1:
+        yield f"--owner TEAM: who answers for it{_in_use(owners or [account.owner for account in tree.accounts.values()])}"
+    tags = _tags_of(given)
+    for tag in context.required_tags:
+        if tag not in tags:
+            used = [account.tags[tag] for account in tree.accounts.values() if tag in account.tags]
+            yield f"--tag {tag}=VALUE: environments.yaml requires it{_in_use(used)}"
+
+
 def choices_of(
     tree: Tree,
     context: Context,
@@ -66,47 +91,35 @@ def choices_of(
     *,
     now: int,
     source: str,
-    lacking: Sequence[str],
     given: Mapping[str, Any],
 ) -> Choices:
-    """All choices, by option (`given`) or by default.  `now` is epoch seconds.
-
-    Raises `SettingsInvalid` with all that is lacking, `lacking` first; UsageError for what is no name or no tag.
-    """
-    tags = dict(_pair(text) for text in given["tag"])
-    name = given["name"] or next(_names(entry, claims, context), "")
-    owners = _owners(tree, env, entry, claims)
-    owner = given["owner"] or (owners[0] if len(owners) == 1 else "")
-    more = [*lacking]
-    if not name:
-        pattern = f"; environments.yaml asks for {context.name_pattern.pattern}" if context.name_pattern is not None else ""
-        more.append(f"--name NAME: no claim gives one{pattern}")
-    elif not _NAME.fullmatch(name):
-        raise click.UsageError(f"--name {clean(name)}: lower-case letters, digits and hyphens, a letter first")
-    if not owner:
-        used = owners or [account.owner for account in tree.accounts.values()]
-        more.append(f"--owner TEAM: who answers for it{_in_use(used)}")
-    for tag in context.required_tags:
-        if tag not in tags:
-            used = [account.tags[tag] for account in tree.accounts.values() if tag in account.tags]
-            more.append(f"--tag {tag}=VALUE: environments.yaml requires it{_in_use(used)}")
-    if more:
-        raise SettingsInvalid("more is needed for a careful file; add", *more)
+    """All choices, by option (`given`) or by default, where nothing is lacking.  `now` is epoch seconds."""
     today = datetime.fromtimestamp(now, UTC).date()
     longest = min(LIFE_DAYS, (context.max_lifetime_s or LIFE_DAYS * DAY_S) // DAY_S)
     last = given["expires"].date() if given["expires"] is not None else today + timedelta(days=longest)
     return Choices(
-        name=name,
+        name=_name_of(context, entry, claims, given),
         issuer=entry.issuer.name,
-        owner=owner,
+        owner=given["owner"] or _owners(tree, env, entry, claims)[0],
         contact=given["contact"] or "",
-        tags=tags,
+        tags=_tags_of(given),
         expires=last.isoformat(),
         access=access,
         apis=tree.apis,
         today=today.isoformat(),
         source=source,
     )
+
+
+def _name_of(context: Context, entry: Entry, claims: Mapping[str, ClaimValue], given: Mapping[str, Any]) -> str:
+    name = given["name"] or next(_names(entry, claims, context), "")
+    if name and not _NAME.fullmatch(name):
+        raise click.UsageError(f"--name {clean(name)}: lower-case letters, digits and hyphens, a letter first")
+    return name
+
+
+def _tags_of(given: Mapping[str, Any]) -> Mapping[str, str]:
+    return dict(_pair(text) for text in given["tag"])
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -121,13 +134,13 @@ def _in_use(values: Sequence[str]) -> str:
     return f" (in use: {', '.join(used[:LISTED_MAX])})" if used else ""
 
 
-def _owners(tree: Tree, env: str, entry: Entry, claims: Mapping[str, ClaimValue]) -> list[str]:
+def _owners(tree: Tree, env: str | None, entry: Entry | None, claims: Mapping[str, ClaimValue]) -> list[str]:
     """Who owns accounts of which this is an own workload: in this env, else in any."""
     found = {
         (account.env, account.owner)
         for account in tree.accounts.values()
         for rule in account.rules
-        if rule.issuer == entry.issuer.name and is_own(rule, claims)
+        if entry is not None and rule.issuer == entry.issuer.name and is_own(rule, claims)
     }
     here = {owner for at, owner in found if at == env}
     return sorted(here or {owner for _, owner in found})

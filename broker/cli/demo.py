@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import signal
 import sys
 import tempfile
@@ -45,7 +46,7 @@ async def _demo(keep: bool, policies: Path) -> int:
                 story = Story(stage, github, cluster, collector, client, tell)
                 await story.run()
                 if keep and not tell.failed:
-                    await _keep(stage, github)
+                    await _keep(stage, github, story.refused_id)
             stopped = await stage.stop()
             tell.check("stop", "the broker finished what was under way and left nothing running", stopped == 0)
         finally:
@@ -63,28 +64,39 @@ def _summary(tell: Teller, seconds: float) -> int:
             click.echo(f"  {statement}", err=True)
         return 1
     click.echo(f"All {tell.checked} statements above were checked. {seconds:.1f} s after set-up.")
-    click.echo("Next   broker demo --keep               leave it running; prints commands to try")
+    click.echo(f"Next   {f'{program()} demo --keep':<31}  leave it running; prints commands to try")
     click.echo("       docs/start/github-actions.md     a first real exchange in ten minutes")
     click.echo("       make test                        every test")
     return 0
 
 
-async def _keep(stage: Stage, github: DemoIssuer) -> None:
-    where = f"--data {stage.folder}/data --policies {stage.policies}"
+async def _keep(stage: Stage, github: DemoIssuer, refused_id: str) -> None:
+    broker, data = program(), f"--data {shlex.quote(str(stage.folder / 'data'))}"
+    where = f"{data} --policies {shlex.quote(str(stage.policies))}"
     click.echo("")
-    click.echo("It runs until Ctrl-C. The demo's issuer gives a fresh token to whoever asks, as GitHub does to a job. Try:")
+    click.echo("It runs until Ctrl-C. The demo's issuer gives a fresh token to whoever asks, as GitHub does to a job.")
+    click.echo("Try, in another terminal:")
     click.echo(f"  TOKEN=$(curl -s '{github.url}/token?audience={stage.url}/dev')")
     click.echo(
         f"  curl -s {stage.url}/dev/check -d grant_type=urn:ietf:params:oauth:grant-type:token-exchange \\\n"
         "    -d subject_token_type=urn:ietf:params:oauth:token-type:id_token -d subject_token=$TOKEN \\\n"
         "    -d audience=payments -d scope=releases:read"
     )
-    click.echo(f"  broker audit tail --data {stage.folder}/data")
-    click.echo(f"  broker revoke list {where}")
-    click.echo(f"  broker policy explain --request REQUEST_ID {where}")
+    click.echo(f"  {broker} audit search --outcome refused {data}")
+    click.echo(f"  {broker} policy explain --request {refused_id} {where}")
+    click.echo(f"  {broker} audit tail {data}")
+    click.echo(f"  {broker} revoke list {where}")
     click.echo(f"  curl -s {stage.url}/prod/.well-known/openid-configuration")
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await stop.wait()
     click.echo("stopping")
+
+
+def program() -> str:
+    """How a shell with another PATH and folder runs this very program."""
+    started = Path(sys.argv[0]).resolve()
+    if started.suffix == ".py":  # `python -m broker`
+        return f"{shlex.quote(sys.executable)} -m broker"
+    return shlex.quote(str(started))

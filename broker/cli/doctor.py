@@ -20,10 +20,11 @@ from urllib.parse import urlsplit
 import click
 import httpx2
 
+from broker.analysis.advice import counted
+from broker.cli.cautions import ENDED, ONCE, env_twice, in_the_clear
 from broker.cli.settings import options, settings_from
 from broker.cli.state import store_url
-from broker.compiler.compile import compile_tree
-from broker.compiler.files import read_tree
+from broker.cli.tree import tree_of
 from broker.config import SETTINGS, Settings, is_loopback
 from broker.errors import BrokerError, OperatorError, StoreUnavailable
 from broker.identity.issuers import IssuerKeys
@@ -32,6 +33,7 @@ from broker.node import WITNESS
 from broker.policy.tree import Tree
 from broker.protocol import oauth
 from broker.store.commit import Extension, Position, Store, StoreHealth
+from broker.store.folder import check_ours
 from broker.store.witness import Seen, Witness, ring_of, ring_seen
 from broker.telemetry import log
 from broker.web.supervisor import check_tls
@@ -97,6 +99,8 @@ def _url(settings: Settings) -> Iterator[FindingOf]:
         yield FindingOf("public URL", "advice", settings.base_url, "loopback only: set --url before others use it")
     else:
         yield FindingOf("public URL", "ok", settings.base_url)
+    if in_the_clear(settings):
+        yield FindingOf("TLS", "advice", f"others reach {settings.host}:{settings.port} without it", ENDED)
     if parts.path:
         place = f"{parts.scheme}://{parts.netloc}/.well-known/oauth-authorization-server{parts.path}/ENV"
         yield FindingOf("public URL path", "advice", parts.path, f"the proxy must also pass {place} on")
@@ -104,12 +108,15 @@ def _url(settings: Settings) -> Iterator[FindingOf]:
 
 def _tree(settings: Settings, findings: list[FindingOf]) -> Tree | None:
     try:
-        tree = compile_tree(read_tree(settings.policies, settings.limits), limits=settings.limits, today=int(time.time()))
+        tree = tree_of(settings)
     except OperatorError as error:
-        findings.append(FindingOf("policy", "bad", error.detail, "broker policy check shows every error with its place"))
+        fix = "; ".join(error.hints) or "broker policy check shows every error with its place"
+        findings.append(FindingOf("policy", "bad", error.detail, fix))
         return None
-    accounts = len(tree.accounts)
-    findings.append(FindingOf("policy", "ok", f"{settings.policies}: revision {tree.revision[:7]}, {accounts} service accounts"))
+    accounts = counted(len(tree.accounts), "service account")
+    if issuer := env_twice(settings, tree.envs):
+        findings.append(FindingOf("public URL's end", "advice", f"it is the name of an env: the issuer is {issuer}", ONCE))
+    findings.append(FindingOf("policy", "ok", f"{settings.policies}: revision {tree.revision[:7]}, {accounts}"))
     if tree.warnings:
         findings.append(FindingOf("policy warnings", "advice", f"{len(tree.warnings)}", "broker policy check shows them"))
     return tree
@@ -130,6 +137,12 @@ async def _issuers(settings: Settings, tree: Tree) -> AsyncIterator[FindingOf]:
 
 
 def _files(settings: Settings) -> Iterator[FindingOf]:
+    try:
+        check_ours(settings.data)
+        check_ours(key_file(settings))
+    except OperatorError as error:
+        yield FindingOf("files", "bad", error.detail, "; ".join(error.hints))
+        return
     if settings.data.is_dir():
         yield _mode(settings.data, 0o077, "chmod 700")
     place = key_file(settings)
@@ -174,7 +187,15 @@ async def _store(settings: Settings) -> AsyncIterator[FindingOf]:
             finally:
                 await store.close()
     except OperatorError as error:
-        yield FindingOf("store", "advice" if not settings.data.exists() else "bad", error.detail, "; ".join(error.hints))
+        yield FindingOf("store", "advice" if _is_new(settings.data) else "bad", error.detail, "; ".join(error.hints))
+
+
+def _is_new(data: Path) -> bool:
+    """Whether no broker has run there yet."""
+    try:
+        return not data.exists()
+    except PermissionError:
+        return False
 
 
 def _store_findings(health: StoreHealth, skew_s: float) -> Iterator[FindingOf]:

@@ -22,7 +22,7 @@ from broker.cli.times import Instant
 from broker.cli.tree import tree_of
 from broker.cli.workload import read_claims, read_token
 from broker.config import Settings
-from broker.errors import ActRefused, NoRuleMatched, PolicyInvalid, TokenAudience
+from broker.errors import ActRefused, IssuerUnknown, NoRuleMatched, PolicyInvalid, TokenAudience
 from broker.model import ExchangeRequest, Issuer, Issuers, UnverifiedToken, Workload
 from broker.policy.cases import workload_from_claims
 from broker.policy.tree import Tree
@@ -130,6 +130,10 @@ def _notes(settings: Settings, tree: Tree | None, record: dict[str, Any], entrie
     env = tree.envs.get(str(record.get("env"))) if tree is not None else None
     if record.get("revocation"):
         return list(advice.revocations(record["revocation"], entries, str(record["env"]), time.time()))
+    if record.get("reason") == IssuerUnknown.reason and tree is not None:
+        urls = [issuer.url for issuer in tree.issuers.by_name.values()]
+        known = ", ".join(urls) if len(urls) <= advice.LISTED_MAX else f"{len(urls)} entries"
+        return [f"issuers.yaml has {known}; no record keeps the `iss` of such a token, `broker whoami` in the job shows it"]
     if record.get("reason") == TokenAudience.reason and tree is not None and env is not None:
         seen = "the record does not keep the audience that was seen; explain the token itself with --token-file"
         return [*advice.expected_in(tree, env, _base_url(settings)), seen]

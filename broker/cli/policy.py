@@ -9,17 +9,18 @@ from typing import Any
 
 import click
 
-from broker.analysis.draft import scalar
+from broker.analysis.advice import counted
+from broker.analysis.draft import first_case, inline
 from broker.cli.explain import explain_command
 from broker.cli.policy_new import new_command
 from broker.cli.saying import say
 from broker.cli.settings import POLICY, options, settings_from
 from broker.cli.tree import tree_of
-from broker.compiler.pins import literals
 from broker.compiler.schema import schemas
+from broker.config import Limits
 from broker.errors import PolicyInvalid
 from broker.policy.cases import run_cases
-from broker.policy.tree import Tree
+from broker.policy.tree import BROKER_API, Tree
 
 
 @click.group()
@@ -36,19 +37,18 @@ def check(as_json: bool, **given: Any) -> None:
     try:
         tree = tree_of(settings)
     except PolicyInvalid as error:
+        if not error.problems:
+            raise
         for problem in error.problems:
             click.echo(_problem(problem, as_json))
-        for hint in error.hints:
-            say("hint", hint)
         sys.exit(1)
     for problem in tree.warnings:
         click.echo(_problem(problem, as_json))
     if not as_json:
-        apis = len(tree.apis) - ("broker" in tree.apis)
-        click.echo(
-            f"{settings.policies}: {len(tree.envs)} envs, {len(tree.issuers.by_name)} issuers, {apis} Apis,"
-            f" {len(tree.accounts)} service accounts, revision {tree.revision[:7]}"
-        )
+        apis = len(tree.apis) - (BROKER_API in tree.apis)
+        found = {"env": len(tree.envs), "issuer": len(tree.issuers.by_name), "Api": apis, "service account": len(tree.accounts)}
+        counts = ", ".join(counted(count, what) for what, count in found.items())
+        click.echo(f"{settings.policies}: {counts}, revision {tree.revision[:7]}")
 
 
 @policy.command("test", epilog="Example: broker policy test --policies policies")
@@ -61,8 +61,8 @@ def test_command(as_json: bool, **given: Any) -> None:
     results = list(run_cases(tree, time.time(), settings.limits))
     failed = [result for result in results if not result.passed]
     if not results:
-        say("warning", f"there are no policy tests: none of {len(tree.accounts)} service accounts has `tests:`")
-        say("hint", _first_test(tree))
+        say("warning", f"there are no policy tests: {counted(len(tree.accounts), 'service account')}, none with `tests:`")
+        say("hint", _first_test(tree, settings.limits))
         return
     for result in results if as_json else failed:
         if as_json:
@@ -94,21 +94,20 @@ policy.add_command(new_command)
 policy.add_command(explain_command)
 
 
-def _first_test(tree: Tree) -> str:
-    """How to add a test, by the names of the tree's first account that has any."""
-    account = next(iter(tree.accounts.values()), None)
-    if account is None:
+def _first_test(tree: Tree, limits: Limits) -> str:
+    """How to add a test: one that passes, where the tree has a rule for which one can be made."""
+    found = first_case(tree, time.time(), limits)
+    if found is None:
         return "`broker policy new` writes a service account with its tests"
-    rule = account.rules[0]
-    api, scopes = next(iter(rule.access.items()))
-    pinned = {check.claim: values[0] for check in rule.checks if (values := literals(check.matcher))}
+    account, case = found
+    asked = {"audience": case.audience[0], "scope": " ".join(case.scope or ()), "service_account": case.service_account}
     lines = (
         f"add to {account.file} what must come of a workload; `claims` are those of its token:",
         "tests:",
-        "  - name: the workload gets it",
-        f"    issuer: {rule.issuer}",
-        f"    claims: {{{', '.join(f'{scalar(claim)}: {scalar(value)}' for claim, value in pinned.items())}}}",
-        f"    request: {{audience: {api}, scope: {scalar(scopes[0])}}}",
+        f"  - name: {case.name}",
+        f"    issuer: {case.issuer}",
+        f"    claims: {inline(case.claims)}",
+        f"    request: {inline(asked)}",
         "    expect: allow  # and one that expects deny, with another value",
     )
     return "\n  ".join(lines)

@@ -15,7 +15,7 @@ import click
 
 from broker.analysis.advice import no_such
 from broker.analysis.draft import Picked, clean, human_name, pick, release_pattern, write
-from broker.cli.choices import access_of, choices_of, is_all_low
+from broker.cli.choices import access_of, apis_of, choices_of, is_all_low, lacking_of
 from broker.cli.settings import POLICY, options, settings_from
 from broker.cli.tree import tree_of
 from broker.cli.workload import Described, describe, find_entry, read_token
@@ -26,7 +26,7 @@ from broker.compiler.issuers import Entry
 from broker.compiler.pins import wanted
 from broker.compiler.shared import Shared
 from broker.config import Limits
-from broker.errors import ActRefused, AmbiguousAccount, PolicyInvalid
+from broker.errors import ActRefused, AmbiguousAccount, PolicyInvalid, SettingsInvalid
 from broker.policy.cases import CaseResult, request_of, run_case, run_cases, workload_from_claims
 from broker.policy.decide import decide
 from broker.policy.tree import Account, Problem, Tree
@@ -67,23 +67,26 @@ def new_command(
     """
     settings = settings_from(given)
     limits, now = settings.limits, int(time.time())
+    payload = read_token(from_token, limits) if from_token is not None else None
     source = read_tree(settings.policies, limits)
     tree = tree_of(settings, source)
-    if env is None or env not in tree.envs:
-        missing = f"--env is missing; known: {', '.join(tree.envs)}"
-        raise click.UsageError(no_such("env", clean(env), tree.envs) if env else missing)
-    granted = access_of(tree, env, access)
-    payload = read_token(from_token, limits) if from_token is not None else None
     context = cast("Shared", tree.context).context
-    entry = find_entry(context.issuers, issuer, payload)
-    _refuse_closed(tree, env, entry)
-    described = describe(entry, payload, claim)
-    picked = _picked(entry, described, limits, all_low=is_all_low(tree, granted))
-    lacking = [*_lacking(entry, picked, described, all_needed=payload is None)]
+    if env is not None and env not in tree.envs:
+        raise click.UsageError(no_such("env", clean(env), tree.envs))
+    granted = access_of(tree, env, access) if env is not None else {}
+    entry = find_entry(context.issuers, issuer, payload) if issuer is not None or payload is not None else None
+    if env is not None and entry is not None:
+        _refuse_closed(tree, env, entry)
+    described = describe(entry, payload, claim) if entry is not None else Described({}, (), frozenset())
+    picked = _picked(entry, described, limits, all_low=is_all_low(tree, granted)) if entry is not None else None
+    lacking = [*_unsaid(tree, env, access, entry)]
+    if entry is not None and picked is not None:
+        lacking += _lacking(entry, picked, described, all_needed=payload is None)
+    lacking += lacking_of(tree, context, env, entry, described.claims, given)
+    if lacking or env is None or entry is None or picked is None:
+        raise SettingsInvalid("more is needed for a careful file; add", *lacking)
     origin = "claims given by hand" if payload is None else "a token that was not verified"
-    choices = choices_of(
-        tree, context, env, entry, described.claims, granted, now=now, source=origin, lacking=lacking, given=given
-    )
+    choices = choices_of(tree, context, env, entry, described.claims, granted, now=now, source=origin, given=given)
     if (other := tree.account(env, choices.name)) is not None:
         raise ActRefused(f"{other.file} is {choices.name} already", "choose a --name, or add a rule to that file by hand")
     text = write(picked, choices, entry.preset, described.claims)
@@ -99,6 +102,18 @@ def new_command(
     _create(settings.policies / path, text)
     click.echo(f"{settings.policies / path}: written, {len(account.cases)} tests pass", err=True)
     click.echo(f"next: read it, run `broker policy check --policies {settings.policies}`, and commit it", err=True)
+
+
+def _unsaid(tree: Tree, env: str | None, access: Sequence[str], entry: Entry | None) -> Iterator[str]:
+    """What nobody said of the account: where, what, for whom."""
+    if env is None:
+        yield f"--env ENV: one of {', '.join(tree.envs)}"
+    if not access:
+        there = f" in {env}" if env is not None else ""
+        yield f"--access API=SCOPE[,SCOPE]: what it may hold; Apis{there}: {', '.join(apis_of(tree, env))}"
+    if entry is None:
+        names = ", ".join(tree.issuers.by_name)
+        yield f"--from-token FILE, or --issuer NAME and --claim NAME=VALUE: the workload; entries of issuers.yaml: {names}"
 
 
 def _refuse_closed(tree: Tree, env: str, entry: Entry) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from broker.cli.cautions import ENDED, ONCE, env_twice, in_the_clear
 from broker.cli.settings import options, settings_from
 from broker.config import SETTINGS, Settings
 from broker.telemetry import log
@@ -40,6 +41,10 @@ def serve(**given: Any) -> None:
 def _announce(settings: Settings, report: Report) -> None:
     facts = dict(report.facts or {})
     log.get("serve").info("serving", url=settings.base_url, workers=settings.workers, **facts)
+    if issuer := env_twice(settings, facts.get("envs", ())):
+        log.get("serve").warning("the url ends in the name of an env", url=settings.base_url, issuer=issuer, fix=ONCE)
+    if in_the_clear(settings):
+        log.get("serve").warning("others reach this port without TLS", host=settings.host, port=settings.port, fix=ENDED)
     if sys.stderr.isatty():
         envs = ", ".join(facts.get("envs", ()))
         click.echo(f"serving {envs} at {settings.base_url}; first steps: docs/start/first-exchange.md", err=True)

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from broker.config import Settings
 from broker.errors import CannotReach, StoreUnavailable
-from broker.keys.sealed import key_encryption_key
+from broker.keys.sealed import key_encryption_key, key_file
 from broker.node import Node, build
 from broker.store.commit import Store
 from broker.store.embedded import attach
+from broker.store.folder import check_ours
 from broker.telemetry import log
 from broker.web.supervisor import external_store
 
@@ -35,12 +36,16 @@ class State:
 
 @asynccontextmanager
 async def store_url(settings: Settings) -> AsyncGenerator[str]:
-    """The URL of the store that the settings mean.  Raises `CannotReach` where there is nothing to look at."""
+    """The URL of the store that the settings mean.
+
+    Raises `CannotReach` where there is nothing to look at, or where that belongs to another user.
+    """
     # Results own stdout, and a command says what went wrong itself; its rooms' logs are for those who ask for them.
     log.configure(settings.log_level if "log_level" in settings.sources else "critical")
     if settings.store or settings.store_url_file:
         yield external_store(settings)
         return
+    check_ours(settings.data / "store")
     if not settings.data.is_dir():
         raise CannotReach(
             f"{settings.data} does not exist: no broker has run there",
@@ -57,6 +62,7 @@ async def opened(settings: Settings) -> AsyncGenerator[State]:
     Raises `CannotReach`, `StoreUnavailable`, and what the key-encryption key's file raises.
     """
     async with store_url(settings) as url:
+        check_ours(key_file(settings))
         node = build(settings, url, key_encryption_key(settings, create=False))
         try:
             yield State(node, settings)

@@ -116,10 +116,9 @@ def _problem(document: Mapping[str, Any]) -> str:
 def find_entry(entries: Mapping[str, Entry], wanted: str | None, payload: Mapping[str, Any] | None) -> Entry:
     """The entry of issuers.yaml that is meant: by its name, by its preset, or by a token's `iss` or trust domain.
 
-    Raises `ActRefused` where issuers.yaml has none, with the lines to add; UsageError where it cannot be told.
+    One of `wanted` and `payload` is there.  Raises `ActRefused` where issuers.yaml has none, with the lines to add; UsageError
+    where it cannot be told.
     """
-    if wanted is None and payload is None:
-        raise click.UsageError(f"--issuer is missing; entries of issuers.yaml: {', '.join(entries)}")
     found = entries.get(wanted) if wanted is not None else None
     if wanted is not None and found is None:
         found = _by_preset(entries, wanted, payload)

@@ -18,7 +18,7 @@ from broker.compiler.schema import AccountFile, FolderFile, RuleEntry, fill
 from broker.compiler.where import Where, strangers
 from broker.config import Limits
 from broker.policy.condition import Condition, ConditionInvalid, Language, TextPattern
-from broker.policy.tree import SENSITIVITIES, Access, Account, Api, Env, Problem, Rule, Severity
+from broker.policy.tree import BROKER_API, SENSITIVITIES, Access, Account, Api, Env, Problem, Rule, Severity
 from broker.presets import Preset
 
 RESERVED_ACCOUNTS: Final = frozenset({"default", "root", "admin", "administrator", "broker", "system", "anonymous", "unknown"})
@@ -40,6 +40,11 @@ class Context:
     today: int
     # Shared files that did not compile: what would only repeat their errors is left unsaid.
     broken: frozenset[str] = frozenset()
+
+    @property
+    def written_apis(self) -> tuple[str, ...]:
+        """The Apis that apis.yaml has: all but the broker's own, which nobody wrote."""
+        return tuple(name for name in self.apis if name != BROKER_API)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +153,7 @@ def _check_access(reader: Reader, path: tuple[str | int, ...], access: Access, c
     for name, scopes in access.items():
         api = context.apis.get(name)
         if api is None:
-            reader.tell((*path, name), f"there is no Api `{name}`", f"one of {', '.join(context.apis)}")
+            reader.tell((*path, name), f"there is no Api `{name}`", f"one of {', '.join(context.written_apis)}")
             continue
         if reader.env in context.envs and api.url(reader.env) is None:
             reader.tell((*path, name), f"{name} has no audience in {reader.env}", "apis.yaml gives it one for each env")

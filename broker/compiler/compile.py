@@ -41,6 +41,8 @@ def compile_tree(source: SourceTree, *, limits: Limits, previous: Tree | None = 
 
     Raises `PolicyInvalid` with all problems.  Warnings stay on the tree.
     """
+    if not source.documents and (unread := [each for each in source.problems if each.severity == "error"]):
+        raise PolicyInvalid(_summary(unread), problems=unread)  # nothing was read: that each file is missing is no news
     problems = list(source.problems)
     shared = compile_shared(source, limits, previous.context if previous else None, today)
     problems += shared.problems
@@ -92,10 +94,11 @@ def _ceilings(source: SourceTree, context: Context, problems: list[Problem]) -> 
         named = {"apis": (model.apis or (), context.apis), "scopes": (model.scopes or {}, context.apis)}
         named["issuers"] = (model.issuers or (), context.issuers)  # pyright: ignore[reportArgumentType]
         for field, (names, known) in named.items():
+            listed = ", ".join(known if field == "issuers" else context.written_apis)
             for name in names:
                 if name not in known and field not in context.broken:
                     line, column = place(document.root, (field,))
-                    problems.append(Problem(document.path, line, column, f"there is no `{name}`", f"one of {', '.join(known)}"))
+                    problems.append(Problem(document.path, line, column, f"there is no `{name}`", f"one of {listed}"))
         if model.apis is None and model.scopes is None and model.issuers is None and model.max_ttl is None:
             hint = "say apis, scopes, issuers or max_ttl"
             problems.append(Problem(document.path, 1, 1, "this folder.yaml limits nothing", hint))

@@ -11,6 +11,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -18,6 +19,7 @@ from typing import Final, Literal
 from broker.compiler.document import Node, read
 from broker.compiler.writers import is_read_only_mount, writers
 from broker.config import Limits
+from broker.errors import PolicyInvalid
 from broker.policy.tree import Problem
 
 Kind = Literal["issuers", "apis", "environments", "folder", "account", "other"]
@@ -97,6 +99,31 @@ def read_tree(folder: Path, limits: Limits, previous: SourceTree | None = None) 
     if loose and not is_read_only_mount(root, _mounts()):
         problems += writers(folder, loose)
     return SourceTree(folder, documents, tuple(problems), _revision(documents))
+
+
+def check_there(folder: Path) -> None:
+    """That this is the folder of a policy tree: it is there, can be read, and has one of the three shared files.
+
+    Raises `PolicyInvalid` with one sentence and no problems: where there is no tree, each file that it lacks is no news.
+    """
+    names, hints = ", ".join(ROOT_KINDS), []
+    try:
+        if _names(folder).intersection(ROOT_KINDS):
+            return
+        said = f"there is no policy tree in {folder.absolute()}: it has none of {names}"
+    except (FileNotFoundError, NotADirectoryError):
+        said = f"there is no policy folder at {folder.absolute()}"
+    except OSError as error:
+        raise PolicyInvalid(f"the policy folder {folder.absolute()} cannot be read: {error.strerror}") from None
+    with suppress(OSError):
+        if _names(Path()).issuperset(ROOT_KINDS):
+            hints.append("this folder has them: --policies .")
+    hints.append(f"--policies DIR names the folder of a policy tree, which has {names}")
+    raise PolicyInvalid(said, *hints, "docs/start/first-exchange.md shows a first one to write")
+
+
+def _names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
 
 
 def _mounts() -> str:

@@ -7,7 +7,7 @@ is no way round its pins.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -81,6 +81,11 @@ def with_claims(entry: Entry, mentioned: frozenset[str]) -> Issuer:
     claims = {name: ClaimSpec(name, pointer(name), ("string", "integer", "boolean", "list", "object")) for name in names}
     recorded = tuple(dict.fromkeys((*entry.identity, *names)))[:RECORDED_MAX]
     return replace(entry.issuer, claims=claims, recorded=recorded)
+
+
+def for_each(envs: Iterable[str]) -> str:
+    """How a value for each of these envs is written."""
+    return f"{{{', '.join(f'{env}: …' for env in envs)}}}"
 
 
 def _entry(reader: _Reader, opened: set[str], envs: frozenset[str], folder: Path, files: frozenset[str]) -> Entry | None:
@@ -211,7 +216,7 @@ def _audiences(
     if "*" in given:
         if len(opened) > 1:
             message = f"one audience for {', '.join(sorted(opened))}: a token meant for one of them is good at all"
-            hint = "write one for each, {prod: …, dev: …}; single use holds once an env only"
+            hint = f"write one for each, {for_each(sorted(opened))}; single use holds once an env only"
             reader.tell("audience", message, hint, "warning")
         return dict.fromkeys(sorted(envs), given["*"])
     for env in given:

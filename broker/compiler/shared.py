@@ -10,7 +10,7 @@ from typing import Final
 from broker.compiler.accounts import Context
 from broker.compiler.document import place
 from broker.compiler.files import ROOT_KINDS, Document, SourceTree
-from broker.compiler.issuers import Entry, compile_issuers
+from broker.compiler.issuers import Entry, compile_issuers, for_each
 from broker.compiler.schema import ApisFile, EnvironmentsFile, fill
 from broker.config import Limits
 from broker.policy.condition import Language, TextPattern
@@ -55,7 +55,7 @@ def compile_shared(source: SourceTree, limits: Limits, previous: object, today: 
             problems += document.problems
     issuers_file, apis_file, envs_file = roots
     envs, naming = _environments(envs_file, limits, problems)
-    apis = _apis(apis_file, frozenset(envs), problems)
+    apis = _apis(apis_file, tuple(envs), problems)
     opened = {name: env.issuers for name, env in envs.items()}
     issuers = compile_issuers(issuers_file, opened, source.folder, frozenset(others), problems) if issuers_file else {}
     for problem in problems:
@@ -137,7 +137,7 @@ def _name_pattern(document: Document | None, model: EnvironmentsFile | None, pro
         return None
 
 
-def _apis(document: Document | None, envs: frozenset[str], problems: list[Problem]) -> dict[str, Api]:
+def _apis(document: Document | None, envs: tuple[str, ...], problems: list[Problem]) -> dict[str, Api]:
     apis = {BROKER_API: Api(BROKER_API, {"*": BROKER_AUDIENCE}, _BROKER_SCOPES)}
     if document is None or document.root is None:
         return apis
@@ -165,7 +165,8 @@ def _apis(document: Document | None, envs: frozenset[str], problems: list[Proble
                 if (other := claimed.setdefault((each, members[0]), name)) != name:
                     tell(f"{other} has the same audience in {each}", "a credential for one would be good at the other")
         if len(set(audience.values())) < len(audience) or ("*" in audience and len(envs) > 1):
-            tell("several envs share this audience", "write one for each env, {prod: …, dev: …}", warning=True)
+            named = envs if "*" in audience else audience
+            tell("several envs share this audience", f"write one for each env, {for_each(named)}", warning=True)
         scopes = {
             scope: Scope(scope, given.sensitivity or "low", given.description or "") for scope, given in entry.scopes.items()
         }

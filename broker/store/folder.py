@@ -16,7 +16,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import pwd
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -58,8 +60,9 @@ class Folder:
         try:
             for place in (self.root, self.store, self.run):
                 place.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
-                if place.stat().st_uid != os.geteuid():
-                    raise errors.CannotStart(f"{place} belongs to another user", "give --data a folder of the broker's own user")
+                if (uid := place.stat().st_uid) != os.geteuid():
+                    other = "or give --data a folder of this user's own"
+                    raise errors.CannotStart(f"{place} belongs to {_user(uid)}", _as_user(uid), other)
                 place.chmod(_PRIVATE)
         except OSError as error:
             raise errors.CannotStart(
@@ -140,6 +143,45 @@ class Folder:
             with contextlib.suppress(OSError):
                 socket.parent.rmdir()
         (self.run / "socket").unlink(missing_ok=True)
+
+
+def check_ours(place: Path) -> None:
+    """That this user may read a file, or look into a folder, if it is there.
+
+    Raises `CannotReach`, which names the owner: of the place, or of the folder above it that lets nobody in.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        try:
+            seen = place.stat()
+            if os.access(place, os.R_OK, effective_ids=True):
+                return
+        except PermissionError:
+            place, seen = next(_visible(place.absolute().parents))
+        if seen.st_uid == os.geteuid():
+            mode = f"{seen.st_mode & 0o777:03o}"
+            raise errors.CannotReach(f"{place} has mode {mode}: its owner may not read it", f"chmod u+rX {place}")
+        raise errors.CannotReach(f"{place} belongs to {_user(seen.st_uid)}", _as_user(seen.st_uid))
+
+
+def _visible(places: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result]]:
+    for place in places:
+        with contextlib.suppress(PermissionError):
+            yield place, place.stat()
+
+
+def _name(uid: int) -> str | None:
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(uid).pw_name
+    return None
+
+
+def _user(uid: int) -> str:
+    return _name(uid) or f"user {uid}"
+
+
+def _as_user(uid: int) -> str:
+    number = f"'#{uid}'"  # how sudo takes one
+    return f"run as that user: sudo -u {_name(uid) or number} broker …"
 
 
 def _elsewhere() -> Path:

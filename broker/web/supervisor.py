@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from broker.compiler.compile import load_tree
+from broker.compiler.files import check_there
 from broker.config import Settings
 from broker.errors import CannotStart, PolicyInvalid, SettingsInvalid
 from broker.keys.sealed import key_encryption_key
@@ -230,10 +231,11 @@ def _tell(child: _Child, word: str) -> None:
 
 
 def check_first_policy(settings: Settings) -> None:
-    """Compiles the tree where there is no data folder yet: a first start that cannot be leaves none behind.
+    """That there is a policy tree, and where there is no data folder yet, that it compiles: a first start leaves none in vain.
 
-    Later starts leave it to the workers, which compile in any case.  Raises `PolicyInvalid`.
+    Later starts leave that to the workers, which compile in any case.  Raises `PolicyInvalid`.
     """
+    check_there(settings.policies)
     with suppress(OSError):  # a place that may not even be looked at is refused when the key is looked for
         if settings.data.exists():
             return
@@ -269,14 +271,23 @@ async def _listen(host: str, port: int) -> socket.socket:
             listener = socket.create_server((host, port), family=family, backlog=BACKLOG_COUNT)
         except OSError as error:
             if wait_s is None or error.errno != errno.EADDRINUSE:
-                why = os.strerror(error.errno or 0).lower()
-                hint = "choose another --port, or end what holds it"
-                raise CannotStart(f"cannot listen on {host}:{port}: {why}", hint) from error
+                raise cannot_listen(host, port, error.errno or 0) from error
             await asyncio.sleep(wait_s)
         else:
             listener.setblocking(False)
             return listener
     raise AssertionError("unreachable: the last try returns or raises")
+
+
+def cannot_listen(host: str, port: int, number: int) -> CannotStart:
+    """What is told where an address cannot be listened on, by the system's error number (errno.h)."""
+    hints = ["choose another --port, or end what holds it"]
+    if number == errno.EACCES:  # capabilities(7): no port below ip_unprivileged_port_start without CAP_NET_BIND_SERVICE
+        hints = [
+            "a low port needs a right: CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities=CAP_NET_BIND_SERVICE)",
+            "or take a --port above 1023, with a proxy in front of it that listens here",
+        ]
+    return CannotStart(f"cannot listen on {host}:{port}: {os.strerror(number).lower()}", *hints)
 
 
 def _host_port(bind: str) -> tuple[str, int]:

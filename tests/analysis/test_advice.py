@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.analysis.advice import expected_in, no_such, revocations, unknown_names, wrong_audience
+from broker.analysis.advice import UNTRUSTED, counted, expected_in, no_such, revocations, unknown_names, wrong_audience
+from broker.errors import TokenUntrusted
 from broker.policy.tree import Tree
 from broker.protocol.revocations import Entry
 from tests.policy.trees import BASE, ISSUERS, NOW, account, build, request, rule
@@ -84,3 +85,11 @@ def test_a_long_list_of_names_is_counted() -> None:
     assert no_such("service account", "svc-1x", names, " in prod") == (
         "there is no service account `svc-1x` in prod (did you mean `svc-1`?); 1000 are known"
     )
+
+
+def test_every_way_not_to_be_trusted_has_a_remedy() -> None:
+    assert set(UNTRUSTED) == {kind.reason for kind in TokenUntrusted.__subclasses__()}
+
+
+def test_one_thing_is_counted_as_one() -> None:
+    assert [counted(count, "env") for count in (0, 1, 2)] == ["0 envs", "1 env", "2 envs"]

@@ -34,7 +34,7 @@ def entry(preset: Preset | None) -> dict[str, Any]:
     if preset is None:
         return {"url": "http://127.0.0.1:1", "algorithms": ["RS256"], "identity": ["job_id"]}
     if preset.key_use == "jwt-svid":
-        return {"preset": preset.name, "trust_domain": "prod.acme.example", "jwks_url": "https://spire.acme.example/keys"}
+        return {"preset": preset.name, "trust_domain": "prod.acme.example", "jwks_url": "https://spire.acme.example:8443/"}
     fixed = {} if preset.audience_free else {"audience": {"prod": "an-audience-of-our-own", "dev": "another"}}
     return {"preset": preset.name, "url": "http://127.0.0.1:1"} | fixed
 

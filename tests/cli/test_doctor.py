@@ -32,6 +32,18 @@ def test_a_tree_that_does_not_load_is_bad(terminal: Terminal, tmp_path: Path) ->
     assert (code, found["policy"]) == (1, "bad")
 
 
+def test_a_policy_folder_that_is_not_there_is_said_with_where_to_begin(terminal: Terminal, tmp_path: Path) -> None:
+    said = terminal.types("doctor", "--policies", str(tmp_path / "none"))
+    assert f"policy           there is no policy folder at {tmp_path / 'none'}\n" in said.out
+    assert "docs/start/first-exchange.md shows a first one to write" in said.out
+
+
+def test_what_serve_warns_of_at_start_is_advice(terminal: Terminal) -> None:
+    code, found = findings(terminal, "--url", "https://127.0.0.1:9/prod", "--host", "0.0.0.0")
+    assert (code, found["public URL's end"], found["TLS"]) == (0, "advice", "advice")
+    assert not {"public URL's end", "TLS"} & set(findings(terminal)[1])
+
+
 def test_an_issuer_that_is_down_is_bad(terminal: Terminal, tmp_path: Path) -> None:
     tree = shutil.copytree(terminal.broker.policies, tmp_path / "tree")
     issuers = tree / "issuers.yaml"

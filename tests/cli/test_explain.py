@@ -7,6 +7,7 @@ import re
 import socket
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from broker import presets
@@ -96,7 +97,7 @@ def test_a_file_without_an_end_is_not_read_to_the_end(option: str, terminal: Ter
 
 def test_claims_are_found_where_their_issuer_puts_them(terminal: Terminal, tmp_path: Path) -> None:
     """Kubernetes nests them; a JWT-SVID has no `iss`, and its trust domain says whose it is."""
-    mesh = {"preset": "spiffe", "trust_domain": "prod.acme.example", "jwks_url": "https://spire.acme.example/keys"}
+    mesh = {"preset": "spiffe", "trust_domain": "prod.acme.example", "jwks_url": "https://spire.acme.example:8443/"}
     issuers = {"cluster": {"preset": "kubernetes", "url": presets.load("kubernetes").fixture.claims["iss"]}, "mesh": mesh}
     account = DEPLOY.replace("svc-payments-deploy", "svc-mesh").replace("issuer: github", "issuer: mesh")
     account = re.sub(r"    where:\n(?:      .*\n)+    condition.*\n", "    where: {path: /ns/payments/sa/deployer}\n", account)
@@ -187,7 +188,7 @@ ASKED = ("-e", "prod", "-a", "payments", "--scope", "deploy:write")
         ),
         pytest.param(
             ("-e", "prod", "-a", "paymnts", "--scope", "deploy:write"),
-            "there is no Api `paymnts` in prod (did you mean `payments`?); known: broker, ledger, payments",
+            "there is no Api `paymnts` in prod (did you mean `payments`?); known: ledger, payments",
             id="Api",
         ),
         pytest.param(
@@ -246,6 +247,24 @@ def test_a_past_refusal_for_its_audience_names_the_one_that_is_expected(terminal
     said = terminal.types("policy", "explain", "--request", refused.json()["request_id"])
     assert f"prod expects tokens of github for {terminal.broker.issuer('prod')}" in said.out
     assert "--token-file" in said.out
+
+
+def test_a_token_that_nobody_vouches_for_is_explained_with_what_to_do_about_it(terminal: Terminal) -> None:
+    def said(refused: httpx2.Response) -> list[str]:
+        assert refused.json()["reason"] == "token_untrusted"
+        return terminal.types("policy", "explain", "--request", refused.json()["request_id"]).lines
+
+    head, reason, *rest = said(terminal.exchange(iss="https://ci.example"))
+    assert head == "REFUSED  prod  (not identified) -> payments deploy:write"
+    assert reason.startswith("reason    issuer_unknown  ")
+    assert f"issuers.yaml has {terminal.issuer.url}; " in rest[0]
+    assert "smallest change   an entry of issuers.yaml whose url is the token's `iss`, byte for byte" in "\n".join(rest)
+    forged = terminal.token().rpartition(".")[0] + "." + terminal.token().rpartition(".")[2]
+    head, reason, *rest = said(terminal.broker.exchange(forged, audience="payments", scope="deploy:write"))
+    assert head == "REFUSED  prod  (not identified) -> payments deploy:write"
+    assert reason.startswith("reason    signature_invalid  ")
+    assert "smallest change   the issuer's keys as they are now: it signs with another key under the same kid" in rest
+    assert any("bring its `jwks_file` up to date" in line for line in rest)
 
 
 def test_a_revoked_request_names_the_revocation_who_made_it_and_what_lifts_it(terminal: Terminal) -> None:

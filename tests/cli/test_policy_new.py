@@ -198,6 +198,22 @@ def test_all_that_is_lacking_is_said_at_once_with_how_to_find_it(new: Any) -> No
     assert "repository_id=VALUE" not in said.err
 
 
+def test_who_says_nothing_yet_hears_all_that_is_missing_in_one_go_and_that_is_enough(new: Any, tmp_path: Path) -> None:
+    said = new(env=None)
+    assert said.code == 2
+    asked = [line.removeprefix("hint: ").partition(" ")[0] for line in said.err.splitlines() if line.startswith("hint:")]
+    assert asked == ["--env", "--access", "--from-token", "--owner", "--tag"], said.err
+    assert "--access API=SCOPE[,SCOPE]: what it may hold; Apis: payments, ledger" in said.err
+    file = saved(tmp_path, token())
+    assert new("--from-token", file).err.count("hint:") == 2, "its other accounts in prod tell the owner"
+    assert new(*ASKED, "--from-token", file, "--tag", "system=payments", "--print").code == 0
+
+
+def test_a_strangers_run_is_asked_for_what_is_missing_before_it_is_judged_by_it(new: Any, tmp_path: Path) -> None:
+    said = new("--from-token", saved(tmp_path, token(event_name="pull_request")), env=None)
+    assert (said.code, "--access API=SCOPE" in said.err) == (2, True), said.err
+
+
 def test_ids_that_a_platform_sends_on_request_alone_come_with_the_request(new: Any, policies: Path, tmp_path: Path) -> None:
     """Buildkite's tokens carry no ids unless the job asks for them."""
     issuers = policies / "issuers.yaml"
@@ -215,15 +231,15 @@ def test_ids_that_a_platform_sends_on_request_alone_come_with_the_request(new: A
 @pytest.mark.parametrize(
     ("arguments", "env", "code", "message"),
     [
-        pytest.param((*ASKED,), None, 2, "--env is missing; known: prod, staging, dev", id="no env"),
+        pytest.param((*ASKED,), None, 2, "hint: --env ENV: one of prod, staging, dev\n", id="no env"),
         pytest.param((*ASKED,), "prd", 2, "there is no env `prd` (did you mean `prod`?)", id="no such env"),
-        pytest.param((), "prod", 2, "--access is missing: API=SCOPE[,SCOPE]; Apis in prod: payments, ledger", id="no access"),
-        pytest.param(("--access", "payment=x"), "prod", 2, "no Api `payment` in prod (did you mean `payments`?)", id="no such Api"),
+        pytest.param((), "prod", 2, "--access API=SCOPE[,SCOPE]: what it may hold; Apis in prod: payments, ledger", id="no access"),
+        pytest.param(("--access", "payment=x"), "prod", 2, "(did you mean `payments`?); known: artifacts, clusters, ", id="no such Api"),
         pytest.param(("--access", "ledger=entries:read"), "dev", 2, "ledger: apis.yaml gives it no audience in dev", id="not in dev"),
         pytest.param(("--access", "payments=deploy:rite"), "prod", 2, "(did you mean `deploy:write`?)", id="no such scope"),
         pytest.param(("--access", "payments=releases:read,ledger=x"), "prod", 2, "another Api is another --access", id="two Apis"),
         pytest.param(("--access", "payments"), "prod", 2, "name its scopes, like payments=deploy:write", id="no scope"),
-        pytest.param((*ASKED,), "prod", 2, "--issuer is missing; entries of issuers.yaml: github, gitlab", id="no issuer"),
+        pytest.param((*ASKED,), "prod", 2, "the workload; entries of issuers.yaml: github, gitlab", id="no workload"),
         pytest.param((*ASKED, "--issuer", "gihub"), "prod", 2, "no issuer `gihub` (did you mean `github`?)", id="no such issuer"),
         pytest.param((*ASKED, "--issuer", "buildkite"), "prod", 1, "    preset: buildkite\n", id="no entry"),
         pytest.param((*ASKED, "--issuer", "gitlab"), "prod", 1, "issuers: [github, prod-cluster, mesh, gitlab]", id="not open"),
@@ -284,6 +300,7 @@ def test_a_file_that_cannot_be_read_is_named(new: Any, tmp_path: Path) -> None:
     for place in (tmp_path / "nowhere", tmp_path):
         said = new(*ASKED, "--from-token", str(place))
         assert (said.code, f"{place} cannot be read" in said.err) == (1, True)
+        assert new("--from-token", str(place), env=None).err == said.err, "it is told before all that is missing"
 
 
 def test_a_tree_that_does_not_compile_is_not_added_to(new: Any, policies: Path) -> None:

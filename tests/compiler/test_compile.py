@@ -251,6 +251,30 @@ def test_what_is_doubtful_loads_with_a_warning(tmp_path: Path, text: str, base: 
     assert any(says in problem.message and problem.severity == "warning" for problem in tree.warnings)
 
 
+def test_what_is_advised_for_a_shared_audience_names_the_envs_that_there_are(tmp_path: Path) -> None:
+    envs = "environments: {live: {max_ttl: 15m, issuers: [github]}, trial: {max_ttl: 1h, issuers: [github]}}\n"
+    issuers = "issuers: {github: {preset: github-actions, audience: one-for-all}}\n"
+    apis = "apis: {payments: {audience: https://payments.acme.example, scopes: {read: {}}}}\n"
+    tree = build(tmp_path, {}, {"issuers.yaml": issuers, "apis.yaml": apis, "environments.yaml": envs})
+    assert [problem.hint for problem in tree.warnings] == [
+        "write one for each env, {live: …, trial: …}",
+        "write one for each, {live: …, trial: …}; single use holds once an env only",
+    ]
+
+
+def test_the_apis_that_are_offered_are_those_that_somebody_wrote(tmp_path: Path) -> None:
+    files = {"prod/svc-a.yaml": account("svc-a", GOOD, access="{brokr: [a]}"), "prod/team/folder.yaml": "apis: [brokr]\n"}
+    hints = {problem.hint for problem in problems(tmp_path, files) if "`brokr`" in problem.message}
+    assert hints == {"one of payments, artifacts"}
+
+
+def test_a_folder_that_cannot_be_read_is_one_problem(tmp_path: Path) -> None:
+    with pytest.raises(PolicyInvalid) as caught:
+        compile_tree(read_tree(tmp_path / "gone", LIMITS), limits=LIMITS, today=NOW)
+    (problem,) = caught.value.problems
+    assert problem.message == "the policy folder cannot be read: No such file or directory"
+
+
 def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     files = {
         "prod/svc-a.yaml": account("svc-x", rule("{repository_id: 7, reff: a}")),

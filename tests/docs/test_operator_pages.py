@@ -13,7 +13,6 @@ import shutil
 import signal
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,10 +46,14 @@ def shown(page: Path, word: str) -> str:
 
 
 class Served(Broker):
-    """What a script that ends in `broker serve …` starts, in a folder that has `policies`; `url` is where it listens."""
+    """What a script that ends in `broker serve …` starts, in a folder that has `policies`; `url` is where it listens.
 
-    def __init__(self, folder: Path, script: str, url: str, variables: dict[str, str]) -> None:
+    `begun` is the folder in which the script begins, where that is another.
+    """
+
+    def __init__(self, folder: Path, script: str, url: str, variables: dict[str, str], begun: Path | None = None) -> None:
         super().__init__(folder / "broker-data", folder / "policies")
+        self.begun = begun or folder
         self.script = re.sub("^broker serve", "exec broker serve", script, flags=re.MULTILINE)
         self.workers = int(variables.get("BROKER_WORKERS", "1"))
         path = {"PATH": f"{BINARIES}:{os.environ['PATH']}", "HOME": str(folder), "NO_PROXY": "*", "no_proxy": "*"}
@@ -61,8 +64,8 @@ class Served(Broker):
 
     def start(self) -> None:
         with self.log.open("wb") as log:
-            command, folder = ["sh", "-euc", self.script], self.policies.parent
-            self.process = subprocess.Popen(command, cwd=folder, env=self.environment, stdout=log, stderr=log)
+            command = ["sh", "-euc", self.script]
+            self.process = subprocess.Popen(command, cwd=self.begun, env=self.environment, stdout=log, stderr=log)
         self.wait_ready()
 
 
@@ -89,25 +92,32 @@ def tree(folder: Path, page: Path, issuer: OidcIssuer) -> None:
     write(folder / "policies", files)
 
 
-def test_the_first_pages_lead_from_an_empty_folder_to_an_exchange(issuer: OidcIssuer, tmp_path: Path) -> None:
+def test_the_first_pages_lead_from_a_checkout_to_an_exchange_and_leave_it_as_it_was(issuer: OidcIssuer, tmp_path: Path) -> None:
     """The tree and the steps of the page, served by the README's lines, which end in the page's own."""
-    tree(tmp_path, FIRST, issuer)
+    checkout = tmp_path / "checkout"
+    (checkout / "policies").mkdir(parents=True)
+    (checkout / "policies" / "issuers.yaml").write_text("of the demo")
+    begin = shown(README, "folder")
+    folder = Path(shell(f"{begin}\npwd", {}, checkout).stdout.strip())
+    tree(folder, FIRST, issuer)
     assert shown(README, "serve").endswith(shown(FIRST, "serve"))
     port = free_port()
     url = f"https://localhost:{port}"
-    script = shown(README, "serve").replace(URL, url).replace("--port 443", f"--port {port}")
-    variables = {"SSL_CERT_FILE": certificates(tmp_path, "fullchain.pem", "privkey.pem")}
-    with Served(tmp_path, script, url, variables):
+    script = begin + shown(README, "serve").replace(URL, url).replace("--port 443", f"--port {port}")
+    variables = {"SSL_CERT_FILE": certificates(folder, "fullchain.pem", "privkey.pem")}
+    with Served(folder, script, url, variables, begun=checkout):
         flags = script.partition("broker serve")[2].strip()
-        looked = shell(f"broker doctor {flags}", variables, tmp_path)
+        looked = shell(f"broker doctor {flags}", variables, folder)
         assert looked.returncode == 0, looked.stdout
         ask = f"broker token --url {url} --env prod --audience payments --scope deploy:write"
         with platform("github-actions", issuer, tmp_path) as job:
             tried = shell(f"{ask} --check", {**job.env, **variables}, tmp_path)
             done = shell(ask, {**job.env, **variables}, tmp_path)
         assert (tried.returncode, done.returncode) == (0, 0), tried.stderr + done.stderr
-        found = shell("broker audit search", variables, tmp_path).stdout
+        found = shell("broker audit search", variables, folder).stdout
         assert re.search(r"would_issue.*\n.*issued|issued.*\n.*would_issue", found), found
+    left = {path.name: path.read_text() for path in checkout.rglob("*") if path.is_file()}
+    assert left == {"issuers.yaml": "of the demo"}, "the checkout's own policies are the demo's and the tests'"
 
 
 @pytest.mark.parametrize("line", shown(CLI, "serve").splitlines())
@@ -246,29 +256,41 @@ def test_the_revocation_pages_acts_are_done_at_a_terminal(broker: Broker) -> Non
 
 @contextmanager
 def demo(folder: Path) -> Generator[tuple[Sequence[str], subprocess.Popen[str]]]:
-    """`broker demo --keep`, until it waits: what it prints to try."""
+    """`broker demo --keep` as the page has it, until it waits: what it prints to try."""
     *_, last = shown(FIRST, "demo").splitlines()
-    words = [sys.executable, "-m", "broker", *shlex.split(last, comments=True)[1:]]
+    program, *words = shlex.split(last, comments=True)
+    assert program == ".venv/bin/broker"
+    words = [f"{BINARIES}/broker", *words]
     with subprocess.Popen(words, cwd=ROOT, env={**os.environ, "HOME": str(folder)}, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         text = ""
-        while ".well-known/openid-configuration" not in text.partition("Try:")[2]:
+        while ".well-known/openid-configuration" not in text.partition(TRY)[2]:
             line = process.stdout.readline()
             assert line, text
             text += line
-        yield text.partition("Try:")[2].replace("\\\n", " ").strip().splitlines(), process
+        yield text.partition(TRY)[2].replace("\\\n", " ").strip().splitlines(), process
         process.send_signal(signal.SIGINT)
         process.stdout.read()
 
 
+TRY = "Try, in another terminal:"
+
+
 @pytest.mark.needs("curl")
-def test_the_demo_runs_and_what_it_prints_to_try_works(tmp_path: Path) -> None:
+def test_the_demo_runs_and_what_it_prints_to_try_works_in_another_terminal(tmp_path: Path) -> None:
+    """In another folder, with a PATH that has no broker, and with nothing to fill in."""
+    elsewhere = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "no_proxy": "*", "NO_PROXY": "*"}
+
+    def typed(script: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["bash", "-euc", script], env=elsewhere, cwd=tmp_path, capture_output=True, text=True, check=False)
+
     with demo(tmp_path) as (lines, process):
         fetch, check, *others = (line.strip() for line in lines)
-        answer = shell(f"{fetch}\n{check}", {}, tmp_path)
-        assert json.loads(answer.stdout)["allowed"] is True
-        for line in others:
-            if "audit tail" not in line:
-                done = shell(line.replace("REQUEST_ID", json.loads(answer.stdout)["request_id"]), {}, tmp_path)
-                assert done.returncode == 0, done.stderr
+        assert json.loads(typed(f"{fetch}\n{check}").stdout)["allowed"] is True
+        done = {line: typed(line) for line in others if "audit tail" not in line}
+        assert {line: each.stderr for line, each in done.items() if each.returncode} == {}
+        (explained,) = [each.stdout for line, each in done.items() if "policy explain" in line]
+        assert explained.startswith("REFUSED  prod  github")
+        (found,) = [each.stdout for line, each in done.items() if "audit search" in line]
+        assert {line.split()[2] for line in found.splitlines()} == {"refused"}
     assert process.returncode == 0

@@ -18,7 +18,7 @@ TRIED = {
     "run": COMMANDS, "curl": COMMANDS, "action": CI, "cli": CI, "component": CI,
     "apis": HELPERS, "git": HELPERS, "docker": HELPERS, "script": HELPERS, "authentication": HELPERS,
     "kubeconfig": "tests/interop/helpers_job.py", "haproxy-broker-keys": "tests/interop/servers.py",
-    **dict.fromkeys(("job", "serve", "doctor", "tail", "exchange", "revoke", "demo"), OPERATOR),
+    **dict.fromkeys(("job", "folder", "serve", "doctor", "tail", "exchange", "revoke", "demo"), OPERATOR),
 }  # fmt: skip
 ELSEWHERE = {
     "docs/start/aws-sts.md": "switches something on in an account of AWS",

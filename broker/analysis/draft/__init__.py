@@ -2,9 +2,11 @@
 
 Stands on presets and on what the compiler makes of `where`.  Called by the command line, which reads tokens, asks the compiler
 about the text, and writes it.  pick.py: claims -> what the rule looks at; cases.py: its tests; text.py: the YAML.
+example.py: a first test for rules that are there.
 """
 
+from broker.analysis.draft.example import first_case
 from broker.analysis.draft.pick import Picked, pick
-from broker.analysis.draft.text import Choices, clean, human_name, release_pattern, scalar, write
+from broker.analysis.draft.text import Choices, clean, human_name, inline, release_pattern, scalar, write
 
-__all__ = ["Choices", "Picked", "clean", "human_name", "pick", "release_pattern", "scalar", "write"]
+__all__ = ["Choices", "Picked", "clean", "first_case", "human_name", "inline", "pick", "release_pattern", "scalar", "write"]

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from broker.analysis.draft.pick import Operators, Picked, holds
-from broker.policy.match import Equals, Glob, In, NotIn, shown
+from broker.policy.match import Contains, Equals, Exists, Glob, In, Matcher, NotIn, shown
 from broker.policy.tree import StrangerCheck
 from broker.presets import Preset
-from broker.protocol.claims import ClaimValue
+from broker.protocol.claims import ClaimType, ClaimValue
 
 SHOWN_CHARACTERS_MAX: Final = 60
+_ANY: Final[Mapping[ClaimType, ClaimValue]] = {
+    "string": "1", "integer": 1, "boolean": True, "list": ("1",), "object": {"1": "1"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,27 +86,34 @@ def _stranger(
 ) -> tuple[Mapping[str, ClaimValue], str]:
     """The workload in such a run, and what is then special about it."""
     claim = check.claims[-1]
-    match check.match:
-        case None:
-            first = check.claims[0]
-            one = claims.get(first, "1")
-            return {**claims, first: one, claim: _other({"equals": one}, one, ())}, f"{claim} differs from {first}"
+    if check.match is None:
+        first = check.claims[0]
+        one = claims.get(first, "1")
+        return {**claims, first: one, claim: _other({"equals": one}, one, ())}, f"{claim} differs from {first}"
+    value = fitting(check.match, claim, preset)
+    what = "is present" if isinstance(check.match, Exists) else shown(value)[:SHOWN_CHARACTERS_MAX]
+    return {**claims, claim: value}, f"{claim} {what}"
+
+
+def fitting(matcher: Matcher, claim: str, preset: Preset | None) -> ClaimValue:
+    """A value of a claim that a matcher admits; any at all for one that wants the claim to be absent."""
+    match matcher:
         case Equals(value):
-            pass
+            return value
         case In(values):
-            value = values[0]
+            return values[0]
         case Glob(pattern):
-            value = pattern.replace("**", "1").replace("*", "1")
+            return pattern.replace("**", "1").replace("*", "1")
         case NotIn(values):
-            value = _other({"in": values}, values[0], preset.values.get(claim, ()) if preset is not None else ())
+            return _other({"in": values}, values[0], preset.values.get(claim, ()) if preset is not None else ())
+        case Contains(member):
+            return (member,)
         case _:
-            value = _some(preset, claim)
-            return {**claims, claim: value}, f"{claim} is present"
-    return {**claims, claim: value}, f"{claim} {shown(value)[:SHOWN_CHARACTERS_MAX]}"
+            return _some(preset, claim)
 
 
 def _some(preset: Preset | None, claim: str) -> ClaimValue:
     """Any value that a claim may have by its type."""
     spec = preset.claim(claim) if preset is not None else None
     types = spec.types if spec is not None else ("string",)
-    return "1" if "string" in types else 1 if "integer" in types else True
+    return next(value for kind, value in _ANY.items() if kind in types)

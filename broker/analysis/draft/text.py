@@ -109,12 +109,12 @@ def _escaped(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def _inline(value: Any) -> str:
+def inline(value: Any) -> str:
     """A value on one line, lists and mappings in brackets."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{scalar(key)}: {_inline(member)}" for key, member in value.items()) + "}"
+        return "{" + ", ".join(f"{scalar(key)}: {inline(member)}" for key, member in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_inline, value)) + "]"
+        return "[" + ", ".join(map(inline, value)) + "]"
     return scalar(value)
 
 
@@ -125,12 +125,12 @@ def _head(choices: Choices) -> Iterator[str]:
     if choices.contact:
         yield f"contact: {_prose(choices.contact)}"
     if choices.tags:
-        yield f"tags: {_inline(choices.tags)}"
+        yield f"tags: {inline(choices.tags)}"
     yield f"expires: {choices.expires}"
     yield "access:"
     for api, scopes in choices.access.items():
         high = [scope for scope in scopes if choices.apis[api].scopes[scope].sensitivity == "high"]
-        yield f"  {scalar(api)}: {_inline(scopes)}" + (f"  # high sensitivity: {', '.join(high)}" if high else "")
+        yield f"  {scalar(api)}: {inline(scopes)}" + (f"  # high sensitivity: {', '.join(high)}" if high else "")
 
 
 def _rule(picked: Picked, choices: Choices, preset: Preset | None, claims: Mapping[str, ClaimValue]) -> Iterator[str]:
@@ -141,7 +141,7 @@ def _rule(picked: Picked, choices: Choices, preset: Preset | None, claims: Mappi
     lines: dict[str, str] = {}
     for claim, operators in picked.where.items():
         value = operators["equals"] if [*operators] == ["equals"] else operators
-        lines[claim] = f"      {scalar(claim)}: {_inline(value)}"
+        lines[claim] = f"      {scalar(claim)}: {inline(value)}"
     notes = {claim: note for claim in lines if (note := _note(claim, picked, claims))}
     column = min(COMMENT_COLUMN_MAX, max((len(lines[claim]) for claim in notes), default=0))
     for claim, line in lines.items():
@@ -178,15 +178,15 @@ def _tests(picked: Picked, choices: Choices, preset: Preset | None, claims: Mapp
     yield "# The workload itself, then what differs from it in one claim.  `now` keeps them true after the dates above."
     yield "tests:"
     drafted = [*cases(picked, preset, who(picked, preset, claims))]
-    short = all(len(_inline(case.claims)) <= LINE_CHARACTERS_MAX for case in drafted)
+    short = all(len(inline(case.claims)) <= LINE_CHARACTERS_MAX for case in drafted)
     for case in drafted:
         yield f"  - name: {_prose(case.name)}"
         yield f"    issuer: {scalar(choices.issuer)}"
         yield f"    now: {choices.today}"
-        yield f"    claims: {_inline(case.claims)}" if short else "    claims:"
+        yield f"    claims: {inline(case.claims)}" if short else "    claims:"
         for claim, value in case.claims.items() if not short else ():
-            yield f"      {scalar(claim)}: {_inline(value)}"
-        yield f"    request: {_inline(request)}"
+            yield f"      {scalar(claim)}: {inline(value)}"
+        yield f"    request: {inline(request)}"
         yield f"    expect: {'allow' if case.allow else 'deny'}"
 
 
