@@ -41,7 +41,7 @@ def _table(command: click.Command) -> str:
             caller = calling.COMMANDS.get(command.name or "")
             what = caller.wants if caller else "the argument" if parameter.required else "the argument, may be left out"
             text += f"| `{name}` | {what} |\n"
-        elif isinstance(parameter, click.Option):
+        elif isinstance(parameter, click.Option) and not parameter.hidden:
             names = ", ".join(f"`{name}`" for name in parameter.opts)
             shown = names if parameter.is_flag else f"{names} `{_value(parameter)}`"
             text += f"| {shown} | {_help(parameter)} |\n"

@@ -28,7 +28,8 @@ COMMANDS = {
     "config": ("broker.cli.config:config", "Show every setting and where its value comes from."),
 }
 
-SERVER_EXTRA = "install it with its extra: `federation-broker[server]`"
+CALLERS = "broker.cli.caller."  # what these need is in every install
+SERVER_EXTRA = 'pip install "federation-broker[server] @ git+https://YOUR-COPY@COMMIT"'
 
 
 class LazyGroup(click.Group):
@@ -43,12 +44,24 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        command = getattr(importlib.import_module(module), attribute)
+        if isinstance(command, click.Group):
+            for each in command.commands.values():  # click cuts a first sentence that is longer than one line of the list
+                each.short_help = each.short_help or _first_sentence(each.help or "")
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Lists the commands from the table, without importing any."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+        lists = {"Commands for jobs and services": True, "Commands that need federation-broker[server]": False}
+        for title, of_callers in lists.items():
+            with formatter.section(title):
+                rows = [(name, line) for name, (at, line) in COMMANDS.items() if at.startswith(CALLERS) is of_callers]
+                formatter.write_dl(rows)
+
+
+def _first_sentence(text: str) -> str:
+    paragraph = " ".join(text.strip().partition("\n\n")[0].split())
+    return paragraph.partition(". ")[0].removesuffix(".") + "."
 
 
 @click.group(
@@ -81,6 +94,8 @@ def by_click(given: list[str]) -> None:
         near = ()
         if isinstance(error, click.exceptions.NoSuchCommand) and where == "broker":
             near = tuple(f"did you mean broker {name}?" for name in get_close_matches(error.command_name, COMMANDS, n=1))
+        if isinstance(error, click.exceptions.NoSuchOption) and error.option_name == "--debug":
+            near = (where.replace("broker", "--debug goes before the command: broker --debug", 1) + " …",)
         failed(error.format_message(), (*near, f"{where} --help"))
         sys.exit(2)
     except click.ClickException as error:

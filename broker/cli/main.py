@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
-AT_ONCE = frozenset({"token", "exec", "helper"})
+if TYPE_CHECKING:
+    from types import ModuleType
+
+AT_ONCE = frozenset({"token", "exec", "whoami", "helper"})
 
 
 def run(arguments: list[str] | None = None) -> None:
@@ -25,14 +29,24 @@ def run(arguments: list[str] | None = None) -> None:
         except KeyboardInterrupt:
             sys.exit(calling.EXIT_INTERRUPTED)
         except Exception as error:
-            from broker.cli.commands import explain
-
-            code = explain(error, given)
+            code = _commands().explain(error, given)
         if code is not None:
             sys.exit(code)
-    from broker.cli.commands import by_click
+    _commands().by_click(given)
 
-    by_click(given)
+
+def _commands() -> ModuleType:
+    """What needs click, which is not there where somebody runs the client from a checkout."""
+    try:
+        from broker.cli import commands
+    except ModuleNotFoundError as missing:
+        if missing.name != "click":
+            raise
+        from broker.cli.saying import failed
+
+        failed("click is not installed", (f"without it: broker {'|'.join(sorted(AT_ONCE))}, with whole names of known options",))
+        sys.exit(2)
+    return commands
 
 
 def _make_whole() -> None:

@@ -27,33 +27,37 @@ if TYPE_CHECKING:
 class Tokens(Protocol):
     """Whom a token is had from: `Broker`."""
 
-    def token(self, audience: str, scopes: Sequence[str]) -> str:
+    def token(self, audience: Sequence[str], scopes: Sequence[str]) -> str:
         """As `Broker.token`."""
         ...
 
-    async def token_async(self, audience: str, scopes: Sequence[str]) -> str:
+    async def token_async(self, audience: Sequence[str], scopes: Sequence[str]) -> str:
         """As `Broker.token_async`."""
         ...
 
 
-def httpx_auth(broker: Tokens, audience: str, scopes: Sequence[str], drop: Callable[[str], None]) -> HttpxAuth:
+def httpx_auth(broker: Tokens, audience: Sequence[str], scopes: Sequence[str], drop: Callable[[str], None]) -> HttpxAuth:
     """An `httpx2.Auth`; `drop` is told a token that was not accepted.  Raises ImportError where httpx2 is not installed."""
     import httpx2
 
     class Bearer(httpx2.Auth):
         def sync_auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
             checked(str(request.url))
-            response = yield _signed(request, broker.token(audience, scopes))
+            token = broker.token(audience, scopes)
+            response = yield _signed(request, token)
             if self.again(request, response):
                 with suppress(Unavailable, Unreachable, IdentityFailed):
-                    yield _signed(request, broker.token(audience, scopes))
+                    if token != (another := broker.token(audience, scopes)):
+                        yield _signed(request, another)
 
         async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
             checked(str(request.url))
-            response = yield _signed(request, await broker.token_async(audience, scopes))
+            token = await broker.token_async(audience, scopes)
+            response = yield _signed(request, token)
             if self.again(request, response):
                 with suppress(Unavailable, Unreachable, IdentityFailed):
-                    yield _signed(request, await broker.token_async(audience, scopes))
+                    if token != (another := await broker.token_async(audience, scopes)):
+                        yield _signed(request, another)
 
         @staticmethod
         def again(request: httpx2.Request, response: httpx2.Response) -> bool:
@@ -62,7 +66,7 @@ def httpx_auth(broker: Tokens, audience: str, scopes: Sequence[str], drop: Calla
     return Bearer()
 
 
-def requests_auth(broker: Tokens, audience: str, scopes: Sequence[str], drop: Callable[[str], None]) -> RequestsAuth:
+def requests_auth(broker: Tokens, audience: Sequence[str], scopes: Sequence[str], drop: Callable[[str], None]) -> RequestsAuth:
     """A `requests.auth.AuthBase`; `drop` as above.  Raises ImportError where requests is not installed."""
     from requests.auth import AuthBase
 

@@ -7,19 +7,20 @@ away, what is still valid is served.  A refusal ends that: the broker has decide
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import os
-import random
 import sys
 import time
 from concurrent.futures import Future
 from functools import partial
 from threading import Lock, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from broker.client.errors import ClientError, Refused
-from broker.client.exchange import PATIENCE_S, obtain
-from broker.client.freshness import renew_at
+from broker.client.errors import ClientError, Misused, Refused
+from broker.client.exchange import PATIENCE_S, obtain, unheard
+from broker.client.forks import IMPORTS
+from broker.client.kept import Kept
 from broker.client.values import Credential, Server, Step, Wanted
 
 if TYPE_CHECKING:
@@ -28,17 +29,17 @@ if TYPE_CHECKING:
     from broker.client.ambient import Found
     from broker.client.auth import HttpxAuth, RequestsAuth
 
-MARGIN_S = 10.0  # a credential with less than this left may end on its way;
-MARGIN = 1 / 4  # of a life at most, so that a short one is used too, and renewed before
-AGAIN_S = 10.0  # after a renewal that failed
-REMEMBERED_S = 5.0  # a refusal, so that a loop does not ask at its own speed
+    Words = str | Iterable[str]
+
 KEPT_MAX = 1000  # things that are asked for; beyond, the oldest is forgotten
+DOUBTED_S = 5.0  # how long to look for another in the place of what is valid and was not accepted
+LOG = "broker.client"
 
 
 class Broker:
     """One env of a broker, as a service uses it.  Safe for threads, tasks and forks.
 
-    `url` and `env` default to BROKER_URL and BROKER_ENV.  `identity` names a way to the identity token (`broker whoami`
+    `url` and `env` default to BROKER_URL and BROKER_ENV.  `identity` names a way to the identity token (`broker whoami -v`
     lists them); by default the first that answers.  `subject_token(audience)` replaces all of them by the caller's own.
     `patience_s` bounds one exchange with all its attempts, in seconds.  Raises `Misused`.
     """
@@ -54,8 +55,11 @@ class Broker:
         identity_audience: str = "",
         subject_token: Callable[[str], str] | None = None,
         patience_s: float = PATIENCE_S,
-        heard: Callable[[Step], None] = lambda _: None,
+        heard: Callable[[Step], None] = unheard,
     ) -> None:
+        for name, value in (("url", url), ("env", env), ("identity", identity), ("service_account", service_account)):
+            if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # not every caller has a type checker
+                raise Misused(f"{name} is text, not {type(value).__name__}")
         said = os.environ
         self.server = Server.of(
             url or said.get("BROKER_URL", "").strip(),
@@ -69,50 +73,56 @@ class Broker:
         self._patience_s, self._heard = patience_s, heard
         self._begin()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Broker does not travel between processes: make one in each")
+
     def _begin(self) -> None:
-        self._kept: dict[Wanted, _Kept] = {}
+        self._kept: dict[Wanted, Kept] = {}
         self._lock = Lock()
         self._pid = os.getpid()  # last: another thread of a forked child may look
 
-    def token(self, audience: str = "", scopes: str | Iterable[str] = ()) -> str:
+    def token(self, audience: Words = "", scopes: Words = ()) -> str:
         """A bearer token for an Api and scopes, good for ten seconds or a quarter of its life.  Raises `ClientError`s."""
         return self.credential(audience, scopes).token
 
-    async def token_async(self, audience: str = "", scopes: str | Iterable[str] = ()) -> str:
+    async def token_async(self, audience: Words = "", scopes: Words = ()) -> str:
         """As `token`, for tasks; it blocks no loop."""
         return (await self.credential_async(audience, scopes)).token
 
-    def credential(self, audience: str = "", scopes: str | Iterable[str] = ()) -> Credential:
+    def credential(self, audience: Words = "", scopes: Words = ()) -> Credential:
         """The whole credential.  Raises `ClientError`s."""
         now = self._now(self._wanted(audience, scopes))
-        return now if isinstance(now, Credential) else now.result()
+        if isinstance(now, Future):
+            now = now.exception() or now.result()
+        return _own(now)
 
-    async def credential_async(self, audience: str = "", scopes: str | Iterable[str] = ()) -> Credential:
+    async def credential_async(self, audience: Words = "", scopes: Words = ()) -> Credential:
         """As `credential`, for tasks."""
         now = self._now(self._wanted(audience, scopes))
-        return now if isinstance(now, Credential) else await asyncio.wrap_future(now)
+        if isinstance(now, Future):
+            (now,) = await asyncio.gather(asyncio.wrap_future(now), return_exceptions=True)
+        return _own(now)
 
-    def forget(self, audience: str = "", scopes: str | Iterable[str] = ()) -> None:
+    def forget(self, audience: Words = "", scopes: Words = ()) -> None:
         """Drops what is kept, since a resource server has refused it: the next call asks anew."""
         self._drop(self._wanted(audience, scopes))
 
-    def httpx_auth(self, audience: str = "", scopes: str | Iterable[str] = ()) -> HttpxAuth:
+    def httpx_auth(self, audience: Words = "", scopes: Words = ()) -> HttpxAuth:
         """`auth=` of an httpx2 client, sync or async."""
         from broker.client.auth import httpx_auth
 
         wanted = self._wanted(audience, scopes)
-        return httpx_auth(self, audience, wanted.scope, partial(self._drop, wanted))
+        return httpx_auth(self, wanted.audience, wanted.scope, partial(self._drop, wanted))
 
-    def requests_auth(self, audience: str = "", scopes: str | Iterable[str] = ()) -> RequestsAuth:
+    def requests_auth(self, audience: Words = "", scopes: Words = ()) -> RequestsAuth:
         """`auth=` of a requests session."""
         from broker.client.auth import requests_auth
 
         wanted = self._wanted(audience, scopes)
-        return requests_auth(self, audience, wanted.scope, partial(self._drop, wanted))
+        return requests_auth(self, wanted.audience, wanted.scope, partial(self._drop, wanted))
 
-    def _wanted(self, audience: str, scopes: str | Iterable[str]) -> Wanted:
-        named = scopes.split() if isinstance(scopes, str) else scopes
-        return Wanted((audience,) if audience else (), tuple(sorted(set(named))), self._account, self._ttl_s)
+    def _wanted(self, audience: Words, scopes: Words) -> Wanted:
+        return Wanted(_words("audience", audience), tuple(sorted(set(_words("scopes", scopes)))), self._account, self._ttl_s)
 
     def _held(self) -> Lock:
         """The lock of this process: in a forked child nobody is left to open the parent's, or to land its flights."""
@@ -130,11 +140,11 @@ class Broker:
         with self._held():
             kept = self._kept.get(wanted)
             if kept is None:
-                kept = self._kept[wanted] = _Kept()
+                kept = self._kept[wanted] = Kept()
                 if len(self._kept) > KEPT_MAX:
                     del self._kept[next(iter(self._kept))]
             if kept.refusal is not None and time.monotonic() < kept.ask_at:
-                raise kept.refusal.with_traceback(None)  # it would grow with each time that it is raised
+                _own(kept.refusal)
             serves = kept.serves()
             if serves and time.monotonic() < kept.ask_at:
                 return serves
@@ -145,27 +155,34 @@ class Broker:
                 kept.flight = flight  # once it has started: nobody would wait for one that has not
             return serves or kept.flight
 
-    def _fly(self, wanted: Wanted, kept: _Kept, flight: Future[Credential], headers: dict[str, str]) -> None:
+    def _fly(self, wanted: Wanted, kept: Kept, flight: Future[Credential], headers: dict[str, str]) -> None:
+        patience_s = min(self._patience_s, DOUBTED_S) if kept.doubted else self._patience_s
         try:
-            credential = obtain(
-                self.server, wanted, self._source(), patience_s=self._patience_s, heard=self._heard, headers=headers
-            )
+            _prepare()
+            credential = obtain(self.server, wanted, self._source(), patience_s=patience_s, heard=self._hear, headers=headers)
         except BaseException as error:
-            if isinstance(error, ClientError):  # its frames hold the identity token, and error trackers send them on
-                error.__traceback__ = error.__context__ = None
+            _bare(error)
             with self._lock:
                 beside = kept.serves() is not None
-                kept.flight = None
-                kept.failed(error)
-            flight.set_exception(error)
-            if beside:  # nobody waited.  Last, since a handler may ask for a token; others' texts may hold theirs
-                told = error if isinstance(error, ClientError) else type(error).__name__
-                logging.getLogger("broker.client").warning("no new credential: %s", told)
+                in_its_place = kept.failed(error) if kept.flight is flight else None
+            if in_its_place:
+                flight.set_result(in_its_place)
+            else:
+                flight.set_exception(error)
+            if beside or in_its_place:  # nobody was told.  Last, since a handler may ask for a token
+                _log(wanted, error, kept.serves())
         else:
             with self._lock:
-                kept.flight = None
-                kept.took(credential)
+                if kept.flight is flight:  # else it was forgotten on its way
+                    kept.took(credential)
             flight.set_result(credential)
+
+    def _hear(self, step: Step) -> None:
+        """Who listens and fails costs nobody a credential that has been issued."""
+        try:
+            self._heard(step)
+        except Exception:
+            logging.getLogger(LOG).warning("the listener failed", exc_info=True)
 
     def _source(self) -> Found:
         if self._subject_token is not None:
@@ -174,52 +191,57 @@ class Broker:
             return Found("own", "the caller", "the caller's own function", self._subject_token)
         from broker.client.ambient import find, here
 
-        return find(here(self.server.identity_audience), self._identity)
+        return find(here(self.server.identity_audience, self._patience_s), self._identity)
 
 
-class _Kept:
-    """One credential, when to ask for the next, and who is asking."""
+def _words(what: str, given: Words) -> tuple[str, ...]:
+    """Text with names between spaces, or several texts.  Raises `Misused`."""
+    try:
+        words: tuple[object, ...] = tuple(given.split() if isinstance(given, str) else given)
+    except TypeError:
+        words = (given,)
+    texts = tuple(word for word in words if isinstance(word, str))
+    if len(texts) < len(words):
+        raise Misused(f"{what} is text, or a list of texts")
+    return texts
 
-    def __init__(self) -> None:
-        self.flight: Future[Credential] | None = None
-        self.refusal: Refused | None = None
-        self.ask_at = 0.0
-        self._credential: Credential | None = None
-        self._doubted: Credential | None = None  # somebody did not accept it: to be replaced, and served only if it cannot be
-        self._ends_at = self._margin_s = 0.0
 
-    def serves(self) -> Credential | None:
-        """What may still be sent.  By both clocks: one stands still while a machine sleeps, the other can be set."""
-        one = self._credential
-        margin_s = self._margin_s
-        good = one is not None and time.monotonic() < self._ends_at - margin_s and time.time() < one.expires_at - margin_s
-        return one if good else None
+def _own(heard: Credential | BaseException) -> Credential:
+    """What one of many waiters gets: of an error a copy, since raising it writes into it whose call it was."""
+    if isinstance(heard, Credential):
+        return heard
+    raise copy.copy(heard) if isinstance(heard, ClientError) else heard
 
-    def drop(self, token: str | None) -> None:
-        if self._credential is not None and token in {None, self._credential.token}:
-            self._doubted, self._credential = (self._credential if token else None), None
-        if token is None:
-            self.refusal = None
 
-    def took(self, credential: Credential) -> None:
-        now, life = time.monotonic(), credential.expires_at - time.time()
-        self._credential, self._ends_at, self.refusal = credential, now + life, None
-        self._doubted = None
-        self._margin_s = min(MARGIN_S, life * MARGIN)
-        self.ask_at = renew_at(now, now + life, random.random())  # noqa: S311
+def _bare(error: BaseException) -> None:
+    """Takes our frames off: they hold the identity token, and error trackers send locals on.  The caller's own stay."""
+    link: BaseException | None = error
+    while link is not None:
+        frames = link.__traceback__
+        while frames is not None and str(frames.tb_frame.f_globals.get("__name__")).startswith("broker.client"):
+            frames = frames.tb_next
+        link.__traceback__ = None if isinstance(link, ClientError) else frames
+        if isinstance(link, ClientError):
+            link.__context__ = None
+        link = link.__cause__ or link.__context__
 
-    def failed(self, error: BaseException) -> None:
-        """A renewal that failed is tried again in a while; a decision of the broker ends what was served."""
-        spread = 1 + random.random() / 2  # noqa: S311
-        decided = isinstance(error, Refused) and not error.reason.startswith("token_")
-        if not decided and self._credential is None:
-            self._credential = self._doubted
-        self._doubted = None
-        if isinstance(error, Refused) and (decided or self.serves() is None):
-            self._credential, self.refusal = None, error
-            self.ask_at = time.monotonic() + REMEMBERED_S * spread
-        else:
-            self.refusal, self.ask_at = None, time.monotonic() + AGAIN_S * spread
+
+def _log(wanted: Wanted, error: BaseException, served: Credential | None) -> None:
+    """Others' texts may hold their token, so theirs are left out."""
+    what, left_s = " ".join((*wanted.audience, *wanted.scope)), served.expires_at - time.time() if served else 0.0
+    told = error if isinstance(error, ClientError) else type(error).__name__
+    request = error.refusal.request_id if isinstance(error, Refused) else "-"
+    log = logging.getLogger(LOG)
+    log.warning("no new credential for %s, the one at hand ends in %.0f s: %s, request %s", what, left_s, told, request)
+
+
+def _prepare() -> None:
+    """Imports what an exchange imports on its way, so that no fork can come in between."""
+    with IMPORTS:
+
+        from broker.client.ambient import load
+
+        load()
 
 
 def _trace_headers() -> dict[str, str]:

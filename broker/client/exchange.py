@@ -16,9 +16,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from broker.client.errors import ClientError, IdentityFailed, Refusal, Refused, Unavailable, Unreachable
+from broker.client.errors import ClientError, IdentityFailed, Misused, Refusal, Refused, Unavailable, Unreachable
 from broker.client.http import Answer, Target, printable, request
-from broker.client.values import TEXT_MAX, Credential, Plan, Server, Step, Wanted, claims_of, text, texts
+from broker.client.values import TEXT_MAX, Credential, Plan, Server, Step, Wanted, claims_of, is_for_another, text, texts
 from broker.protocol import oauth
 
 if TYPE_CHECKING:
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 PATIENCE_S = 60.0  # for all attempts together
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 8.0
+LAST_TRY_S = 1.0  # is left for a last one, or a quarter of all patience
 EXPIRES_IN_MAX_S = 366 * 86_400
 DOUBTFUL_TRIES = 4  # a name that is wrong should not take a minute to say so
 
 
-def _unheard(_: Step) -> None:
-    pass
+def unheard(_: Step) -> None:
+    """Hears steps and lets them go."""
 
 
 def obtain(
@@ -43,7 +44,7 @@ def obtain(
     source: Found,
     *,
     patience_s: float = PATIENCE_S,
-    heard: Callable[[Step], None] = _unheard,
+    heard: Callable[[Step], None] = unheard,
     headers: Mapping[str, str] | None = None,
 ) -> Credential:
     """A credential.  Raises `ClientError`s."""
@@ -56,7 +57,7 @@ def preview(
     source: Found,
     *,
     patience_s: float = PATIENCE_S,
-    heard: Callable[[Step], None] = _unheard,
+    heard: Callable[[Step], None] = unheard,
 ) -> Plan:
     """What `obtain` would bring, issuing nothing and using nothing up.  Raises `ClientError`s."""
     return _patiently(server, wanted, source, "check", _planned, patience_s, heard, {})
@@ -67,12 +68,12 @@ def _patiently(
     wanted: Wanted,
     source: Found,
     act: str,
-    read: Callable[[Any, Answer, Mapping[str, Any]], Any],
+    read: Callable[[Any, Answer, float], Any],
     patience_s: float,
     heard: Callable[[Step], None],
     headers: Mapping[str, str],
 ) -> Any:
-    deadline = time.monotonic() + patience_s
+    deadline, last_s = time.monotonic() + patience_s, min(LAST_TRY_S, patience_s / 4)
     tries = 0
     while True:
         tries += 1
@@ -80,8 +81,11 @@ def _patiently(
             return _once(server, wanted, source, act, read, deadline, heard, headers)
         except ClientError as error:
             pause = _pause(error, tries, fresh=source.fresh)
-            if pause is None or time.monotonic() + pause > deadline:
+            left = deadline - time.monotonic()
+            asked_for = error.retry_after_s if isinstance(error, Unavailable) else None
+            if pause is None or left < last_s or (asked_for or 0.0) > left:
                 raise
+            pause = min(pause, max(asked_for or 0.0, left - last_s))
             heard(Step("again", f"in {pause:.1f} s, for {deadline - time.monotonic():.0f} s at most: {error}"))
             time.sleep(pause)
 
@@ -106,16 +110,23 @@ def _once(
     wanted: Wanted,
     source: Found,
     act: str,
-    read: Callable[[Any, Answer, Mapping[str, Any]], Any],
+    read: Callable[[Any, Answer, float], Any],
     deadline: float,
     heard: Callable[[Step], None],
     headers: Mapping[str, str],
 ) -> Any:
     token = source.fetch(server.identity_audience)
+    if not isinstance(token, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # a caller's own function may return anything
+        raise Misused(f"{source.where} gave no text for an identity token, but {type(token).__name__}")
     presented = claims_of(token)
+    if not source.fixed and is_for_another(presented, server):
+        from broker.client.refusals import made_for_another
+
+        raise made_for_another(presented, source, server)
     url = f"{server.issuer}/{act}"
     heard(Step("identity", printable(f"{source.name}: {source.where}", TEXT_MAX)))
     heard(Step("request", printable(f"POST {url}  {_shown(wanted)}", TEXT_MAX)))
+    asked_at = time.time()  # the broker counts from before its answer
     answer = request(
         Target(url),
         "POST",
@@ -126,7 +137,7 @@ def _once(
     heard(Step("reply", f"{answer.status}  request {printable(answer.headers.get('x-request-id', '-'))}"))
     body = _json(answer)
     if answer.status == 200 and body is not None:
-        return read(body, answer, presented)
+        return read(body, answer, asked_at)
     raise _failure(server, wanted, answer, body, presented, source)
 
 
@@ -164,14 +175,14 @@ def _json(answer: Answer) -> dict[str, Any] | None:
     return body if isinstance(body, dict) else None
 
 
-def _issued(body: Any, answer: Answer, _: Mapping[str, Any]) -> Credential:
+def _issued(body: Any, answer: Answer, asked_at: float) -> Credential:
     token, expires_in = body.get("access_token"), _lives(body)
     if not isinstance(token, str) or not _is_bearer(token) or str(body.get("token_type")).lower() != "bearer" or not expires_in:
         raise Unavailable("the answer holds no credential", "is this the broker's URL?", passing=False)
     claims = claims_of(token)
     return Credential(
         token=token,
-        expires_at=time.time() + expires_in,
+        expires_at=asked_at + expires_in,
         scope=_words(body),
         audience=texts(claims.get("aud")),
         service_account=text(claims.get("sub")),
@@ -180,7 +191,7 @@ def _issued(body: Any, answer: Answer, _: Mapping[str, Any]) -> Credential:
     )
 
 
-def _planned(body: Any, answer: Answer, _: Mapping[str, Any]) -> Plan:
+def _planned(body: Any, answer: Answer, _: float) -> Plan:
     expires_in = _lives(body)
     if body.get("allowed") is not True or not expires_in:
         raise Unavailable("the answer is not one of a dry run", "is this the broker's URL?", passing=False)

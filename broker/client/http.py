@@ -86,11 +86,17 @@ def request(
     except ConnectionRefusedError:
         raise Unreachable(f"nobody listens at {first}", "is the URL right, and does it run?") from None
     except (http.client.HTTPException, ValueError) as error:  # of some nonsense http.client says ValueError
-        raise Unreachable(f"{where} did not answer as an HTTP server does: {type(error).__name__}") from None
+        raise Unreachable(f"{where} did not answer as an HTTP server does: {type(error).__name__}", *_tls(target)) from None
     except OSError as error:
-        raise Unreachable(f"the connection to {first} failed: {error.strerror or type(error).__name__}") from None
+        raise Unreachable(f"the connection to {first} failed: {error.strerror or type(error).__name__}", *_tls(target)) from None
     finally:
         connection.end()
+
+
+def _tls(target: Target) -> tuple[str, ...]:
+    """A server of TLS ends a connection that speaks none, with or without a word."""
+    in_the_clear = target.url.lower().startswith("http:") and not target.unix and not target.plain
+    return ("does that port speak TLS? then the URL begins with https://",) if in_the_clear else ()
 
 
 def checked(url: str, *, plain: bool = False) -> SplitResult:

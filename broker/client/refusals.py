@@ -1,12 +1,13 @@
-"""What to change after a refusal: the broker's words, the caller's own claims, one sentence for each reason.  Pure."""
+"""What to change after a refusal: the broker's words, what was asked, one sentence for each reason, one's own claims.  Pure."""
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
+from broker.client.errors import IdentityFailed
 from broker.client.http import printable
-from broker.client.values import telling, texts
+from broker.client.presented import named, shown, told
+from broker.client.values import texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -15,57 +16,43 @@ if TYPE_CHECKING:
     from broker.client.errors import Refusal
     from broker.client.values import Server, Wanted
 
-VALUE_MAX = 120
-SHOWN_MAX = 40
-LINE_MAX = 110
-INDENT = " " * 6
+CLAIMS_MAX = 20
 TIME_MAX = 1e11  # epoch seconds; what is beyond is no time
 
 
 def advice(
     refusal: Refusal, presented: Mapping[str, Any], source: Found, server: Server, wanted: Wanted
 ) -> tuple[str, ...]:
-    """The lines behind a refusal, most useful first."""
+    """The lines behind a refusal, most useful first; the longest, one's own claims, last."""
     return (
-        *_what_it_said(refusal, presented),
+        *_what_it_said(refusal, presented, source),
+        *_what_was_asked(refusal, wanted),
         *_what_to_change(refusal, presented, source, server, wanted),
-        _presented(refusal, presented, source),
         *_where_to_read(refusal),
+        told(refusal, presented, source),
     )
 
 
-def _what_it_said(refusal: Refusal, presented: Mapping[str, Any]) -> Iterator[str]:
+def _what_it_said(refusal: Refusal, presented: Mapping[str, Any], source: Found) -> Iterator[str]:
     if refusal.description:
         yield refusal.description.partition("; ")[0]  # behind it stands what the lines below say in full
-    for name in refusal.claims:
-        yield f"{name} is {shown(presented[name])}" if name in presented else f"{name} is not in the token by that name"
+    for name in refusal.claims[:CLAIMS_MAX]:
+        yield named(name, presented, source)
 
 
-def _presented(refusal: Refusal, presented: Mapping[str, Any], source: Found) -> str:
-    """The claims of one's own token, in lines that a log can hold."""
-    told = [f"{printable(name)} {shown(value)}" for name, value in telling(presented).items() if name not in refusal.claims]
-    if not presented:
-        return f"presented from {source.title}: a token that is no readable JWT"
-    more = [f"and {len(told) - SHOWN_MAX} more"] if len(told) > SHOWN_MAX else []
-    lines = [f"presented from {source.title}:"]
-    for part in (*told[:SHOWN_MAX], *more):
-        if len(lines) > 1 and len(lines[-1]) + len(part) < LINE_MAX:
-            lines[-1] += f", {part}"
-        else:
-            lines.append(INDENT + part)
-    return "\n".join(lines)
-
-
-def shown(value: object) -> str:
-    """A claim's value on one line, bounded."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return printable(text, VALUE_MAX) if text else '""'
+def _what_was_asked(refusal: Refusal, wanted: Wanted) -> Iterator[str]:
+    if refusal.reason not in ABOUT_WHAT:
+        return
+    lists = {"audience": wanted.audience, "scope": wanted.scope}
+    yield "asked for: " + "; ".join(f"{what} {printable(' '.join(names)) or '(none)'}" for what, names in lists.items())
+    for name in (*wanted.audience, *wanted.scope):
+        if "," in name:
+            yield f"{printable(name)} is one name: separate names by spaces, or repeat the option"
 
 
 def _what_to_change(
     refusal: Refusal, presented: Mapping[str, Any], source: Found, server: Server, wanted: Wanted
 ) -> Iterator[str]:
-    ask = f"whoever runs the broker can see more: broker policy explain --request {refusal.request_id}"
     if refusal.reason == "token_audience":
         yield from _audience(refusal, presented, source, server)
     elif refusal.reason in {"token_expired", "token_not_yet_valid"}:
@@ -83,11 +70,12 @@ def _what_to_change(
     elif refusal.reason in SENTENCES:
         yield SENTENCES[refusal.reason].format(iss=shown(presented.get("iss", "(absent)")), env=server.env)
     if refusal.reason in FOR_THE_OWNER:
-        yield ask
+        yield f"whoever runs the broker can see more: broker policy explain --request {refusal.request_id}"
 
 
 SENTENCES = {
-    "token_untrusted": "its issuer is {iss}: issuers.yaml must have an entry with this very url, and {env} be open to it",
+    "token_untrusted": "its issuer is {iss}: issuers.yaml must have an entry with this very url, and {env} be open to it;"
+    " or its keys are not those that the broker has (an old jwks_file, keys that were just replaced)",
     "token_replayed": "each identity token counts once here: fetch one for each exchange",
     "claims_not_satisfied": "run it where they fit the rule, or have the rule changed by the owner of the service account",
     "scope_missing": "--scope names what the job needs",
@@ -97,18 +85,45 @@ SENTENCES = {
     "ttl_invalid": "--ttl 10m",
 }
 FOR_THE_OWNER = frozenset({"claims_not_satisfied", "no_rule_matched", "target_unknown", "revoked", "scope_not_granted"})
+ABOUT_WHAT = frozenset({"no_rule_matched", "target_unknown", "scope_not_granted", "malformed_request"})
+# Where somebody else says what a token is made for.
+AUDIENCE_AT = {
+    "file": "Kubernetes: `audience:` of the projected volume",
+    "kubernetes": "`audience:` of the projected volume",
+    "gitlab": "`aud:` of its entry in id_tokens",
+    "bitbucket": "`audiences:` of the step's oidc",
+}
+
+
+def made_for_another(presented: Mapping[str, Any], source: Found, server: Server) -> IdentityFailed:
+    """The identity token stays here: who it is made for, and who not, says its `aud`."""
+    seen, wanted = printable(" ".join(texts(presented.get("aud")))), printable(server.identity_audience)
+    return IdentityFailed(
+        f"the identity token is made for {seen}, and so it is not sent to {server.issuer}",
+        _made_for(wanted, source),
+        "or --url and --env name another broker than the one that it is for",
+        f"--identity-audience {seen.partition(' ')[0]} sends it: where the issuer's entry in issuers.yaml accepts that",
+    )
+
+
+def _made_for(wanted: str, source: Found) -> str:
+    at = f" ({AUDIENCE_AT[source.name]})" if source.name in AUDIENCE_AT else ""
+    return f"get one from {source.title} for {wanted}" if source.asks else f"have it made for {wanted}{at}"
 
 
 def _audience(refusal: Refusal, presented: Mapping[str, Any], source: Found, server: Server) -> Iterator[str]:
     seen = " ".join(texts(presented.get("aud"))) or "(none)"
     wanted = " or ".join(refusal.expected_audience) or server.identity_audience
     own = wanted.removesuffix(f"/{server.env}")
-    yield f"the identity token is made for {printable(seen)}; get one from {source.title} for {printable(wanted)}"
+    yield f"the identity token is made for {printable(seen)}; {_made_for(printable(wanted), source)}"
     if seen == server.identity_audience == server.issuer and own != wanted:
         yield f"the broker calls itself {own}: --url {own}"
+    elif not source.asks:
+        if source.name not in AUDIENCE_AT:
+            yield "where its platform fixes that, the issuer's entry in issuers.yaml has to accept it"
     elif seen == server.identity_audience != server.issuer:
         yield "leave --identity-audience (BROKER_IDENTITY_AUDIENCE) out, unless the platform needs another than the broker's own"
-    elif source.fresh:
+    else:
         yield "--identity-audience, or BROKER_IDENTITY_AUDIENCE, says what to ask the platform for"
 
 

@@ -57,16 +57,31 @@ class Wanted(NamedTuple):
     ttl_s: int = 0
 
 
-class Credential(NamedTuple):
-    """What was issued.  Its repr and str leave the token out.  `expires_at` in epoch seconds, by this machine's clock."""
+class Credential:
+    """What was issued.  Its repr and str leave the token out, and a JSON encoder does not know it: loggers write neither.
 
-    token: str
-    expires_at: float
-    scope: tuple[str, ...]
-    audience: tuple[str, ...]
-    service_account: str
-    request_id: str
-    trace_id: str
+    `expires_at` in epoch seconds, by this machine's clock.
+    """
+
+    __slots__ = ("audience", "expires_at", "request_id", "scope", "service_account", "token", "trace_id")
+
+    def __init__(
+        self,
+        token: str,
+        expires_at: float,
+        scope: tuple[str, ...] = (),
+        audience: tuple[str, ...] = (),
+        service_account: str = "",
+        request_id: str = "",
+        trace_id: str = "",
+    ) -> None:
+        self.token = token
+        self.expires_at = expires_at
+        self.scope = scope
+        self.audience = audience
+        self.service_account = service_account
+        self.request_id = request_id
+        self.trace_id = trace_id
 
     def __repr__(self) -> str:
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.expires_at))
@@ -103,6 +118,12 @@ def texts(value: object) -> tuple[str, ...]:
     """A claim or member that is one string or a list of them, in a form that a line can hold."""
     some: list[Any] = value if isinstance(value, list) else [value]
     return tuple(text(item) for item in some if isinstance(item, str))
+
+
+def is_for_another(presented: Mapping[str, Any], server: Server) -> bool:
+    """Whether a token is made for somebody, by URL, and not for this broker: there it would be good, and here in wrong hands."""
+    audiences = texts(presented.get("aud"))
+    return server.identity_audience not in audiences and any(each.startswith(("https://", "http://")) for each in audiences)
 
 
 def claims_of(token: str) -> dict[str, Any]:

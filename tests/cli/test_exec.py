@@ -17,7 +17,7 @@ import jwt
 import pytest
 
 from broker.cli.caller.exec import LOOK_S, Renewal, TokenFile
-from broker.client import Credential
+from broker.client import ClientError, Credential
 from tests.support.place import Place, Reply
 
 ASK = ("exec", "-a", "payments", "--scope", "deploy:write")
@@ -92,7 +92,7 @@ def test_our_own_failure_is_125_and_the_program_never_starts(place: Place, tmp_p
     assert place.run("exec", "--", "touch", str(tmp_path / "ran"), without=("BROKER_URL",)).returncode == 125
 
 
-@pytest.mark.parametrize("words", [(), ("--",)])
+@pytest.mark.parametrize("words", [(), ("--",), ("--", "")])
 def test_no_program_is_a_usage_error(place: Place, words: tuple[str, ...]) -> None:
     done = place.run(*ASK, *words)
     assert done.returncode == 2
@@ -159,6 +159,18 @@ def test_a_renewal_that_is_refused_is_said_and_what_has_expired_goes(place: Plac
     assert out == "gone\n"
     assert "error: the credential is not renewed: prod refused this workload: claims_not_satisfied" in err
     assert process.returncode == 0
+
+
+def test_a_renewal_that_works_again_is_said(place: Place) -> None:
+    with started(place, *ASK, "--ttl", "3s", "--patience", "1s", "--", PYTHON, "-c", WAIT) as process:
+        process.stdout.readline()
+        place.front.script += [Reply(400, {}, b'{"error": "invalid_request", "reason": "token_expired"}')]
+        said = []
+        while not said or said[-1].startswith(("error:", "hint:", " ")):
+            said.append(process.stderr.readline())
+        ends(process)
+    assert said[0].startswith("error: the credential is not renewed")
+    assert said[-1] == "note: the credential is renewed again\n"
 
 
 def test_a_broker_that_is_away_for_a_moment_is_asked_again(place: Place) -> None:
@@ -245,6 +257,48 @@ def test_ctrl_c_on_a_terminal_reaches_the_program_once(place: Place) -> None:
                 seen += part
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert b"hits 1" in seen
+
+
+def test_ctrl_c_reaches_a_program_that_made_a_group_of_its_own(place: Place) -> None:
+    script = (
+        "import os, signal, sys, time\nos.setpgid(0, 0)\nsignal.signal(signal.SIGINT, lambda *_: sys.exit(42))\n"
+        "print('ready', flush=True)\ntime.sleep(20)"
+    )
+    with on_a_terminal(place, script.replace("print", "signal.signal(signal.SIGTTOU, signal.SIG_IGN)\nprint")) as (pid, screen):
+        seen = b""
+        while b"ready" not in seen:
+            seen += screen.read(1024)
+        screen.write(b"\x03")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
+
+
+ORPHANED = """
+import os, sys, time
+for _ in range(3):
+    if os.fork() == 0:
+        if os.fork() == 0:
+            time.sleep(0.1)
+        os._exit(0)
+    os.wait()
+parent = os.getppid()
+def states():
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            state, above = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(above) == parent and int(pid) != os.getpid():
+            yield state
+while list(states()):
+    time.sleep(0.01)
+"""
+
+
+def test_what_the_first_process_of_a_container_is_left_is_ended_by_it(place: Place) -> None:
+    """A subreaper gets orphans as a container's first process does (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    become = f"import ctypes, os; ctypes.CDLL(None).prctl(36, 1); os.execv({PYTHON!r}, {[PYTHON, '-m', 'broker', *ASK, '--', PYTHON, '-c', ORPHANED]!r})"
+    done = subprocess.run([PYTHON, "-c", become], env=place.environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_terminal_that_goes_away_ends_the_program_and_the_file(place: Place) -> None:
@@ -360,6 +414,23 @@ def test_a_folder_in_which_others_could_swap_the_file_is_not_used(place: Place, 
     assert done.stdout.startswith("/dev/shm/broker-")
 
 
+def test_a_last_folder_in_which_others_could_swap_the_file_is_our_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o777)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("broker.cli.caller.exec.IN_MEMORY", ())
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    with pytest.raises(ClientError, match="others may replace what lies in"), TokenFile():
+        pass
+
+
+def test_whatever_the_program_makes_of_the_file_expiry_ends_nothing(tmp_path: Path) -> None:
+    with TokenFile() as file:
+        Path(file.path).mkdir()
+        file.clear()
+        file.clear()
+    assert not Path(file.folder).exists()
+
+
 def test_a_runtime_folder_of_ones_own_is_used_where_it_really_is(place: Place, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "run")
@@ -369,8 +440,10 @@ def test_a_runtime_folder_of_ones_own_is_used_where_it_really_is(place: Place, t
 
 @pytest.mark.parametrize("option", ["--token-env", "--token-file-env"])
 def test_what_cannot_be_a_variable_is_said_before_anything_is_asked(place: Place, option: str) -> None:
-    done = place.run(*ASK, option, "A=B", "--", "true")
-    assert (done.returncode, done.stderr) == (125, "error: A=B is no name of a variable\n")
+    for name in ("A=B", "BAD NAME", "9LIVES", "Ä"):
+        done = place.run(*ASK, option, name, "--", "true")
+        assert (done.returncode, done.stderr) == (125, f"error: {name} is no name of a variable\nhint: letters, digits and _\n")
+    assert place.run(*ASK, "--token-env", "A", "--token-file-env", "B", "--", "true").returncode == 125
     assert place.front.requests == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import calendar
 import json
+import os
 import subprocess
 import sys
 import time
@@ -110,6 +111,41 @@ def test_docker_reads_on_stdout_what_is_wrong_with_a_variable(place: Place, vari
     assert done.returncode == 2
     assert "soon" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("ask", ["git", "docker"])
+def test_a_variable_of_the_job_names_no_api_for_whatever_host_asks(place: Place, ask: str) -> None:
+    if ask == "git":
+        words = ["-m", "broker", "helper", *SCOPE, "git", "get"]
+        place_env = {**place.environment, "BROKER_AUDIENCE": "payments"}
+        asked = "protocol=https\nhost=evil.example\n\n"
+        done = subprocess.run([sys.executable, *words], env=place_env, input=asked, capture_output=True, text=True, check=False)
+    else:
+        done = docker(place, "get", input="evil.example", BROKER_AUDIENCE="payments")
+    assert done.returncode == 1
+    assert place.front.exchanges()[0]["audience"] == ["https://evil.example"]
+
+
+def test_docker_gets_nothing_that_would_travel_in_the_clear(place: Place) -> None:
+    done = docker(place, "get", input="http://index.docker.example/v1/")
+    assert done.returncode == 2
+    assert "is not https" in done.stdout
+    assert place.front.requests == []
+
+
+def test_a_git_that_has_left_hides_no_reason(place: Place) -> None:
+    place.claims = {"ref": "refs/heads/main"}
+    shell = '"$@" 2>&1 >&3 3>&- | cat; exit "${PIPESTATUS[0]}"'
+    words = [sys.executable, "-m", "broker", "helper", *SCOPE, "git", "get"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        ["bash", "-c", f"exec 3>&{writing}; {shell}", "bash", *words],
+        env=place.environment, input=f"protocol=https\nhost={REGISTRY}\n\n", capture_output=True, text=True, check=False, pass_fds=[writing],
+    )  # fmt: skip
+    os.close(writing)
+    assert done.returncode == 1
+    assert done.stdout.startswith("error: prod refused this workload: claims_not_satisfied")
 
 
 def test_docker_has_nothing_to_list_store_or_erase(place: Place) -> None:

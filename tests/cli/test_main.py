@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
-from broker.cli.commands import COMMANDS
+from broker.cli.caller import calling
+from broker.cli.commands import COMMANDS, cli
 from tests.cli.conftest import Terminal
 from tests.support.broker import Broker
 from tests.support.issuer import OidcIssuer
 from tests.support.tree import write_tree
 
+ROOT = Path(__file__).parents[2]
 LOOKS = (("audit", "search"), ("revoke", "list"), ("keys", "list"))
 
 
@@ -116,5 +120,61 @@ def test_a_callers_install_says_what_a_servers_command_needs() -> None:
     assert done.returncode == 3
     assert done.stderr.splitlines() == [
         "error: this command needs msgspec, which only the server's install brings",
-        "hint: install it with its extra: `federation-broker[server]`",
+        'hint: pip install "federation-broker[server] @ git+https://YOUR-COPY@COMMIT"',
     ]
+
+
+def test_no_line_of_the_program_says_to_install_it_by_its_name_alone() -> None:
+    """No index has it from us: whatever answers to that name would run with the job's identity."""
+    texts = [(path, path.read_text("utf-8")) for room in ("client", "cli") for path in (ROOT / "broker" / room).rglob("*.py")]
+    found = [(str(path), line) for path, text in texts for line in re.findall(r".*install.*federation-broker.*", text)]
+    assert found
+    assert [each for each in found if "@ git+https://" not in each[1]] == []
+
+
+def test_help_says_which_commands_need_the_servers_install(terminal: Terminal) -> None:
+    ours, theirs = terminal.types("--help").out.split("Commands that need federation-broker[server]:")
+    named = {name: re.findall(rf"^  {name} ", ours, re.MULTILINE) for name in COMMANDS}
+    assert {name for name, lines in named.items() if lines} == set(calling.COMMANDS)
+    assert all(re.search(rf"^  {name} ", theirs, re.MULTILINE) for name in set(COMMANDS) - set(calling.COMMANDS))
+
+
+def helps() -> dict[str, tuple[click.Command, str]]:
+    """Every command and group with its help, as it is printed on a narrow terminal."""
+    found: dict[str, tuple[click.Command, str]] = {}
+    left: list[tuple[str, click.Command, click.Context | None]] = [("broker", cli, None)]
+    while left:
+        words, command, above = left.pop()
+        context = click.Context(command, parent=above, info_name=words.split()[-1], terminal_width=80)
+        found[words] = command, command.get_help(context)
+        if isinstance(command, click.Group):
+            below = {name: command.get_command(context, name) for name in command.list_commands(context)}
+            left += [(f"{words} {name}", each, context) for name, each in below.items() if each is not None]
+    return found
+
+
+def test_no_help_shows_how_it_is_laid_out() -> None:
+    for words, (_, said) in helps().items():
+        assert "\\b" not in said, words
+        assert "\b" not in said, words
+
+
+@pytest.mark.parametrize("name", calling.COMMANDS)
+def test_the_examples_of_a_help_stand_on_lines_of_their_own(name: str) -> None:
+    command, said = helps()[f"broker {name}"]
+    examples = [line for line in (command.help or "").splitlines() if line.startswith("    ")]
+    assert len(examples) == 2
+    assert [line for line in examples if f"  {line}" not in said.splitlines()] == []
+
+
+def test_a_groups_help_cuts_no_line() -> None:
+    for words, (command, said) in helps().items():
+        if isinstance(command, click.Group) and command is not cli:
+            assert not re.search(r"\.\.\.$", said.partition("Commands:")[2], re.MULTILINE), words
+    assert "Compile the tree and print every problem with its file, line and column." in " ".join(helps()["broker policy"][1].split())
+
+
+def test_debug_behind_its_command_is_told_where_it_goes(terminal: Terminal) -> None:
+    said = terminal.types("audit", "search", "--debug")
+    assert said.code == 2
+    assert "hint: --debug goes before the command: broker --debug audit search …" in said.err.splitlines()

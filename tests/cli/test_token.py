@@ -182,8 +182,20 @@ def test_a_refusal_leaves_stdout_empty_and_ends_with_1(place: Place) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     lines = done.stderr.splitlines()
     assert lines[0] == "error: prod refused this workload: claims_not_satisfied (400 invalid_request)"
-    assert "hint: ref is refs/heads/main" in lines
-    assert lines[-1].startswith(f"hint: {place.front.url}/prod/errors/claims_not_satisfied")
+    assert lines[2] == "hint: ref is refs/heads/main"
+    page = next(number for number, line in enumerate(lines) if line.startswith(f"hint: {place.front.url}/prod/errors/claims_not_satisfied"))
+    assert lines[page + 1] == "hint: presented from GitHub Actions:"
+    assert all(line.startswith("      ") for line in lines[page + 2 :]), "the claims stand last"
+    assert lines[page + 2].split(",")[0].split() == ["iss", place.issuer.url]
+
+
+def test_a_refusal_that_is_not_about_who_asks_is_short(place: Place) -> None:
+    done = place.run("token", "-a", "paymnts", "--scope", "deploy:write")
+    lines = done.stderr.splitlines()
+    assert (done.returncode, len(lines)) == (1, 7)
+    assert "hint: asked for: audience paymnts; scope deploy:write" in lines
+    assert lines[-1].startswith(f"hint: presented from GitHub Actions: iss {place.issuer.url}, sub ")
+    assert lines[-1].endswith("; broker whoami shows all of them")
 
 
 @pytest.mark.parametrize(
@@ -193,6 +205,8 @@ def test_a_refusal_leaves_stdout_empty_and_ends_with_1(place: Place) -> None:
         ((*ASK, "extra"), {}, 2, "error:"),
         ((*ASK, "--format", "yaml"), {}, 2, "'yaml' is not one of"),
         ((*ASK, "--ttl", "soon"), {}, 2, "--ttl 'soon' is no time"),
+        ((*ASK, "--ttl", "10d"), {}, 2, "hint: write a number and a unit, which is s, m or h: 90s, 10m, 1h"),
+        ((*ASK, "--debug"), {}, 2, "hint: --debug goes before the command: broker --debug token …"),
         ((*ASK, "--url", "broker.acme.example"), {}, 2, "is no URL of a server"),
         ((*ASK, "--url", "https://u:p@broker.acme.example"), {}, 2, "error: what has a user or a password in it is no URL"),
         (ASK, {"BROKER_ENV": ""}, 2, "no env is named"),
@@ -240,6 +254,27 @@ def test_a_cold_call_loads_few_modules_and_no_click(place: Place, tls: bool, tmp
     assert int(count) <= MODULES_MAX, sorted(loaded)
     if tls:
         front.server.close()
+
+
+NO_CLICK = "import sys; sys.modules['click'] = None; from broker.cli.main import run; run(sys.argv[1:])"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("token", "-a", "payments", "--scope", "deploy:write"), 0, ""),
+        (("whoami",), 0, ""),
+        (("token", "--scop", "x"), 2, "error: click is not installed"),
+        (("--help",), 2, "error: click is not installed"),
+    ],
+)
+def test_a_checkout_without_any_package_gets_credentials_and_says_what_it_cannot(
+    place: Place, words: tuple[str, ...], code: int, said: str
+) -> None:
+    done = subprocess.run([sys.executable, "-c", NO_CLICK, *words], env=place.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(said)
+    assert "Traceback" not in done.stderr
 
 
 # Two readings of the same words
@@ -293,3 +328,11 @@ def test_help_is_clicks_and_begins_with_an_example(place: Place) -> None:
         assert done.returncode == 0
         assert f"broker {name} " in done.stdout
         assert "BROKER_URL" in done.stdout
+        ttl = "a bare number is seconds" in " ".join(done.stdout.split())
+        assert ttl is (name != "whoami")
+
+
+def test_a_bare_number_is_seconds(place: Place) -> None:
+    assert place.run(*ASK, "--ttl", "90").returncode == 0
+    (form,) = place.front.exchanges()
+    assert form["ttl"] == ["90"]

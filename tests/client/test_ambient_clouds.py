@@ -279,7 +279,7 @@ def test_without_botocore_the_extra_is_named(way: str, stand: Stand, monkeypatch
         monkeypatch.setitem(sys.modules, name, None)
     error = refusal(job)
     assert str(error) == "AWS needs a package that is not installed"
-    assert error.hints == ("pip install 'federation-broker[aws]'",)
+    assert error.hints == ('pip install "federation-broker[aws] @ git+https://YOUR-COPY@COMMIT"',)
 
 
 def test_the_stand_in_for_sts_tells_a_wrong_signature(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.client import ambient
-from broker.client.errors import IdentityFailed, Unreachable
+from broker.client.errors import IdentityFailed, IdentityMissing, Unreachable
 from broker.client.http import Target, request
 from tests.client.conftest import Stand
 from tests.support.platforms_service import Reply, Seen, Service
@@ -95,8 +95,21 @@ def test_an_aws_endpoint_that_is_none_is_asked_nothing(endpoint: str, stand: Sta
     assert job.more.seen == []
 
 
-@pytest.mark.parametrize("variable", ["BROKER_ID_TOKEN", "MODAL_IDENTITY_TOKEN", "SPACELIFT_OIDC_TOKEN", "VERCEL_OIDC_TOKEN"])
-@pytest.mark.parametrize("value", ["$BROKER_ID_TOKEN", "a.b", "a.b.c.d", "a.b.c\nX: 1", "a.ü.c", "a..c", "{}", "secret-of-somebody"])
+HELD = ["BROKER_ID_TOKEN", "MODAL_IDENTITY_TOKEN", "SPACELIFT_OIDC_TOKEN", "VERCEL_OIDC_TOKEN"]
+
+
+@pytest.mark.parametrize("variable", HELD)
+def test_a_variable_that_nobody_expanded_is_not_sent_and_nobody_else_steps_in(variable: str, stand: Stand) -> None:
+    machine = stand("google", "machine")
+    assert machine.service is not None
+    with pytest.raises(IdentityMissing) as caught:
+        ambient.find(machine.around(env={**machine.env, variable: "$BROKER_ID_TOKEN"}))
+    assert str(caught.value) == f"{variable} holds the name of a variable, and nobody has put its value there"
+    assert machine.service.seen == []
+
+
+@pytest.mark.parametrize("variable", HELD)
+@pytest.mark.parametrize("value", ["$", "$a.b.c", "a.b", "a.b.c.d", "a.b.c\nX: 1", "a.ü.c", "a..c", "{}", "secret-of-somebody"])
 def test_a_variable_that_holds_no_token_is_not_sent(variable: str, value: str) -> None:
     found = ambient.find(ambient.Around({variable: value}))
     with pytest.raises(IdentityFailed) as caught:

@@ -62,6 +62,9 @@ SIGNS = [
 ]  # fmt: skip
 
 
+RUNNERS = {"kubernetes", "spiffe", "fly"}  # what the container or machine has in which a job's runner stands
+
+
 @st.composite
 def places(draw: st.DrawFn) -> list[Sign]:
     """Some signs, at most one for each detector; of those who share GitHub's variables one."""
@@ -79,6 +82,7 @@ def expected(signs: list[Sign], machine: bool) -> tuple[str, list[str]]:
         if rank == 4 and job:
             return "none", []
         there = [sign for sign in signs if sign.rank == rank and sign.outcome is not ambient.Absent]
+        there = [sign for sign in there if not (job and sign.name in RUNNERS)]
         unready = [sign.name for sign in there if sign.outcome is ambient.Unready]
         if unready:
             return "unready", unready

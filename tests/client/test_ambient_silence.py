@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,18 @@ import pytest
 import yaml
 
 from broker.client import ambient
+from broker.client.ambient.given import is_one_file
+from broker.client.ambient.kubernetes import volume
 from broker.client.errors import IdentityFailed, IdentityMissing
+from tests.client.conftest import Stand
 
 AUDIENCE = "https://broker.acme.example/prod"
+NOBODY = dict.fromkeys(("google", "azure", "aws"), "http://127.0.0.1:9")
 
 
 def silence(env: dict[str, str]) -> IdentityMissing:
     with pytest.raises(IdentityMissing) as caught:
-        ambient.find(ambient.Around({"PATH": "", **env}, addresses=dict.fromkeys(("google", "azure", "aws"), "http://127.0.0.1:9")))
+        ambient.find(ambient.Around({"PATH": "", **env}, addresses=NOBODY))
     return caught.value
 
 
@@ -77,7 +82,7 @@ def test_a_pod_is_told_which_volume_to_mount() -> None:
     error = silence({"KUBERNETES_SERVICE_HOST": "10.0.0.1"})
     assert error.hints[0] == "this pod has no token for the broker"
     volumes, mounts = (yaml.safe_load(hint.partition("   ")[0]) for hint in error.hints[1:3])
-    token = {"path": "token", "audience": AUDIENCE, "expirationSeconds": 3600}
+    token = {"path": "token", "audience": AUDIENCE, "expirationSeconds": 600}
     assert volumes == {"volumes": [{"name": "broker", "projected": {"sources": [{"serviceAccountToken": token}]}}]}
     assert mounts == {"volumeMounts": [{"name": "broker", "mountPath": "/var/run/secrets/broker", "readOnly": True}]}
 
@@ -89,6 +94,72 @@ def test_the_api_servers_token_is_not_even_read_when_it_is_named() -> None:
     assert caught.value.hints[0].startswith("volumes: ")
 
 
+def test_a_pod_whose_named_file_is_not_there_is_told_which_volume_to_mount(tmp_path: Path) -> None:
+    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "BROKER_SUBJECT_TOKEN_FILE": "/var/run/secrets/nowhere/id"}
+    with pytest.raises(IdentityFailed, match="/var/run/secrets/nowhere/id is not there: this pod has no such volume") as caught:
+        ambient.find(ambient.Around(pod)).fetch(AUDIENCE)
+    volumes, mounts = (yaml.safe_load(hint.partition("   ")[0]) for hint in caught.value.hints)
+    assert volumes["volumes"][0]["projected"]["sources"][0]["serviceAccountToken"]["path"] == "id"
+    assert mounts["volumeMounts"][0]["mountPath"] == "/var/run/secrets/nowhere"
+    (tmp_path / "empty").touch()
+    for env in ({"BROKER_SUBJECT_TOKEN_FILE": "/nowhere/id"}, {**pod, "BROKER_SUBJECT_TOKEN_FILE": str(tmp_path / "empty")}):
+        with pytest.raises(IdentityFailed) as caught:
+            ambient.find(ambient.Around(env)).fetch(AUDIENCE)
+        assert not [hint for hint in caught.value.hints if "volume" in hint]
+
+
+def test_the_volume_that_is_advised_is_the_pages() -> None:
+    (page,) = (Path(__file__).parents[2] / "docs/start").glob("kubernetes.md")
+    (seconds,) = re.findall(r"expirationSeconds: (\d+)", page.read_text("utf-8"))
+    assert f"expirationSeconds: {seconds}}}" in volume(ambient.Around({}))[0]
+
+
+@pytest.mark.parametrize(
+    ("env", "line"),
+    [
+        ({"AWS_ACCESS_KEY_ID": "a"}, "AWS_ACCESS_KEY_ID is set, AWS_SECRET_ACCESS_KEY is not"),
+        ({"AWS_WEB_IDENTITY_TOKEN_FILE": "/x"}, "AWS_WEB_IDENTITY_TOKEN_FILE is set, AWS_ROLE_ARN is not"),
+        ({"AZURE_FEDERATED_TOKEN_FILE": "/x", "AZURE_TENANT_ID": "t"}, "AZURE_FEDERATED_TOKEN_FILE is set, AZURE_CLIENT_ID is not"),
+        ({"AZURE_FEDERATED_TOKEN_FILE": "/x"}, "AZURE_FEDERATED_TOKEN_FILE is set, AZURE_CLIENT_ID and AZURE_TENANT_ID are not"),
+        ({"IDENTITY_ENDPOINT": "http://127.0.0.1:9"}, "IDENTITY_ENDPOINT is set, IDENTITY_HEADER is not"),
+        ({"MSI_ENDPOINT": "http://127.0.0.1:9"}, "MSI_ENDPOINT is set, MSI_SECRET is not"),
+    ],
+    ids=str,
+)
+def test_what_is_half_here_says_which_variable_is_missing(env: dict[str, str], line: str) -> None:
+    assert silence(env).hints[0] == line
+    with pytest.raises(IdentityMissing) as caught:
+        ambient.find(ambient.Around(env, addresses=NOBODY), "aws-sts" if "AWS" in line else "azure")
+    assert caught.value.hints == (line,)
+
+
+def test_a_secret_without_its_key_is_told_where_everything_is_looked_at() -> None:
+    around = ambient.Around({"AWS_SECRET_ACCESS_KEY": "b"}, addresses=NOBODY)
+    advice = [outcome.advice for _, outcome in ambient.survey(around) if isinstance(outcome, ambient.Absent) and outcome.advice]
+    assert advice == [("AWS_SECRET_ACCESS_KEY is set, AWS_ACCESS_KEY_ID is not",)]
+
+
+def test_what_is_half_here_does_not_end_the_search(stand: Stand) -> None:
+    machine = stand("google", "machine")
+    assert ambient.find(machine.around(env={**machine.env, "AWS_ACCESS_KEY_ID": "a"})).name == "google"
+
+
+@pytest.mark.parametrize("text", ["$BROKER_ID_TOKEN", "${BROKER_ID_TOKEN}", " $ID_TOKEN\n"])
+@pytest.mark.parametrize("job", [{"GITLAB_CI": "true"}, {}], ids=["in a GitLab job", "anywhere"])
+def test_a_variable_that_holds_the_name_of_one_is_no_token(text: str, job: dict[str, str]) -> None:
+    error = silence({**job, "BROKER_ID_TOKEN": text})
+    assert str(error) == "BROKER_ID_TOKEN holds the name of a variable, and nobody has put its value there"
+    assert yaml.safe_load(error.hints[0].partition("   ")[0]) == {"id_tokens": {"BROKER_ID_TOKEN": {"aud": AUDIENCE}}}
+
+
+def test_a_place_that_nobody_knows_is_told_how_to_hand_a_token_in() -> None:
+    for env in ({}, {"TEAMCITY_VERSION": "2026.1"}):
+        assert silence(env).hints[-2:] == (
+            "a platform that is not known here: have its identity token written to a file; BROKER_SUBJECT_TOKEN_FILE names it",
+            "broker whoami says where it looked",
+        )
+
+
 def test_aws_credentials_without_a_region_say_so() -> None:
     error = silence({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"})
     assert "no region" in str(error)
@@ -96,8 +167,11 @@ def test_aws_credentials_without_a_region_say_so() -> None:
 
 
 def test_a_metadata_host_of_googles_that_is_none_is_named() -> None:
-    error = silence({"GCE_METADATA_HOST": "127.0.0.1:9"})
-    assert error.hints[0] == "no metadata server of Google answers at GCE_METADATA_HOST=127.0.0.1:9"
+    line = "no metadata server of Google answers at GCE_METADATA_HOST=127.0.0.1:9"
+    assert silence({"GCE_METADATA_HOST": "127.0.0.1:9"}).hints.count(line) == 1, "it is looked for at two ranks"
+    with pytest.raises(IdentityMissing) as caught:
+        ambient.find(ambient.Around({"GCE_METADATA_HOST": "127.0.0.1:9"}), "google")
+    assert caught.value.hints == (line,)
 
 
 def event(head: Any, base: Any = "acme/payments") -> dict[str, Any]:
@@ -135,7 +209,26 @@ def test_a_silent_metadata_server_on_ec2_is_explained_by_its_hop_limit(tmp_path:
     vendor = tmp_path / "sys/class/dmi/id/sys_vendor"
     vendor.parent.mkdir(parents=True)
     vendor.write_text("Amazon EC2\n")
-    around = ambient.Around({}, str(tmp_path), addresses=dict.fromkeys(("google", "azure", "aws"), "http://127.0.0.1:9"))
+    around = ambient.Around({}, str(tmp_path), addresses=NOBODY)
     with pytest.raises(IdentityMissing) as caught:
         ambient.find(around)
     assert "the hop limit must be 2" in caught.value.hints[0]
+
+
+@pytest.mark.parametrize("spelling", ["{}/./token", "{}//token", "{}/../link/token"])
+def test_the_api_servers_own_token_is_known_by_whatever_name(tmp_path: Path, spelling: str) -> None:
+    """On most systems /var/run is a link to /run."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "token").write_text("a.b.c")
+    (tmp_path / "link").symlink_to(folder)
+    assert is_one_file(spelling.format(folder), str(folder / "token"))
+    (tmp_path / "other").write_text("a.b.c")
+    assert not is_one_file(str(tmp_path / "other"), str(folder / "token"))
+
+
+def test_a_password_in_the_brokers_url_is_in_no_advice() -> None:
+    around = ambient.Around({"BROKER_URL": "https://user:hunter2@broker.acme.example", "BROKER_ENV": "prod", "GITLAB_CI": "true"})
+    with pytest.raises(IdentityMissing) as caught:
+        ambient.find(around)
+    assert "hunter2" not in "\n".join([str(caught.value), *caught.value.hints])

@@ -98,4 +98,4 @@ def test_without_its_package_the_extra_is_named(stand: Stand, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "spiffe", None)
     with pytest.raises(IdentityFailed, match="needs a package that is not installed") as caught:
         ambient.find(job.around()).fetch(AUDIENCE)
-    assert caught.value.hints == ("pip install 'federation-broker[spiffe]'",)
+    assert caught.value.hints == ('pip install "federation-broker[spiffe] @ git+https://YOUR-COPY@COMMIT"',)

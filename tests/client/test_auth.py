@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from broker.client import Misused
-from tests.client.test_broker import ASKED, broker_of
+from tests.client.test_broker import ASKED, broker_of, past_renewal
 from tests.support.place import Place, Reply, Server
 
 
@@ -68,6 +68,31 @@ def test_a_401_while_the_broker_is_away_is_the_answer_and_ends_nothing(place: Pl
     with httpx2.Client(auth=broker.httpx_auth(*ASKED), trust_env=False) as client:
         assert client.get(resource.server.url).status_code == 401
     assert broker.token(*ASKED) == first
+
+
+def test_a_401_in_an_outage_does_not_wait_for_a_renewal_that_is_under_way(place: Place, resource: Resource) -> None:
+    broker = broker_of(place, patience_s=0.5)
+    first = broker.token(*ASKED)
+    place.front.script += [Reply(hold_s=9, drop=True), *[Reply(drop=True)] * 20]
+    past_renewal(broker)
+    assert broker.token(*ASKED) == first
+    resource._admits = 2
+    with requests.Session() as session:
+        session.trust_env, session.auth = False, broker.requests_auth(*ASKED)
+        assert [session.get(resource.server.url).status_code for _ in range(2)] == [401, 200]
+    assert set(resource.seen) == {f"Bearer {first}"}
+
+
+@pytest.mark.parametrize("library", ["httpx", "requests"])
+def test_a_server_that_always_says_401_does_not_drive_exchanges(place: Place, resource: Resource, library: str) -> None:
+    broker = broker_of(place)
+    resource._admits = 1000
+    send = {
+        "httpx": lambda: httpx2.get(resource.server.url, auth=broker.httpx_auth(*ASKED), trust_env=False),
+        "requests": lambda: requests.get(resource.server.url, auth=broker.requests_auth(*ASKED), timeout=5),
+    }[library]
+    assert [send().status_code for _ in range(20)] == [401] * 20
+    assert len(place.front.exchanges()) == 2
 
 
 def test_requests_auth_forgets_what_was_not_accepted(place: Place, resource: Resource) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +22,8 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 from broker.client import Broker, ClientError, Misused, Refused, Unreachable
-from broker.client.broker import KEPT_MAX, MARGIN_S, _Kept
+from broker.client.broker import KEPT_MAX
+from broker.client.kept import MARGIN_S, Kept
 from tests.support.place import Place, Reply
 
 ASKED = ("payments", "deploy:write")
@@ -101,7 +105,7 @@ def test_a_renewal_that_fails_beside_is_logged_and_no_other_failure(place: Place
     told: list[str] = []
     deadline = time.monotonic() + 20
     while not told and time.monotonic() < deadline:
-        told = [record.name for record in caplog.records if "no new credential: " in record.message]
+        told = [record.name for record in caplog.records if "no new credential for payments deploy:write" in record.message]
         time.sleep(0.01)
     assert told == ["broker.client"]
 
@@ -190,9 +194,10 @@ def test_a_refusal_is_not_repeated_once_the_broker_is_away(place: Place) -> None
         broker.token(*ASKED)
     place.claims = {}
     past_renewal(broker)
-    place.front.script += [Reply(drop=True)]
+    place.front.script += [Reply(drop=True)] * 20
     with pytest.raises(Unreachable):
         broker.token(*ASKED)
+    place.front.script.clear()
     assert broker.token(*ASKED)
 
 
@@ -233,6 +238,89 @@ def test_an_error_takes_no_identity_token_along(place: Place, reply: Reply) -> N
     assert not [each for each in told if identity[-40:] in each]
 
 
+def test_each_waiter_gets_an_error_of_its_own(place: Place) -> None:
+    """Raising one writes into it what the waiter was doing, which is nobody else's."""
+    broker = broker_of(place)
+    place.claims = {"ref": "refs/heads/main"}
+    place.front.script.append(Reply(0, hold_s=0.3))
+
+    def asked(secret: str) -> Refused:
+        try:
+            try:
+                raise KeyError(secret)
+            except KeyError:
+                broker.token(*ASKED)
+        except Refused as error:
+            return error
+        raise AssertionError
+
+    async def tasks() -> list[BaseException | str]:
+        return await asyncio.gather(*(broker.token_async(*ASKED) for _ in range(10)), return_exceptions=True)
+
+    with ThreadPoolExecutor(10) as pool:
+        waiting = [pool.submit(asked, f"secret {number}") for number in range(10)]
+        errors = [*asyncio.run(tasks()), *(future.result(20) for future in waiting)]
+    assert len(place.front.exchanges()) == 1
+    assert len(set(map(id, errors))) == 20
+    assert max(len(traceback.format_exception(error)) for error in errors) < 60
+    for number, error in enumerate(errors[10:]):
+        shown = "".join(traceback.format_exception(error))
+        assert shown.count("secret ") == 1, number
+        assert f"secret {number}" in shown
+
+
+def test_who_listens_and_fails_costs_nobody_a_credential(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "broker.client")
+    broker = broker_of(place, heard=lambda step: {}[step.what])
+    assert broker.token(*ASKED)
+    assert {record.message for record in caplog.records if record.name == "broker.client"} == {"the listener failed"}
+    (form,) = place.front.exchanges()
+    assert form["subject_token"][0][-40:] not in caplog.text
+
+
+def test_an_error_of_the_callers_own_function_keeps_its_frames_and_none_of_ours(place: Place) -> None:
+    def vault(_: str) -> str:
+        raise LookupError("sealed")
+
+    broker = Broker(place.front.url, "prod", subject_token=vault)
+    with pytest.raises(LookupError, match="sealed") as caught:
+        broker.token(*ASKED)
+    assert traceback.extract_tb(caught.value.__traceback__)[-1].name == "vault"
+    assert "_once" not in [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda url: Broker(url, 5),
+        lambda url: Broker([url], "prod"),
+        lambda url: Broker(url, "prod", identity=["aws-sts"]),
+        lambda url: Broker(url, "prod").token("payments", [1, 2]),
+        lambda url: Broker(url, "prod").token("payments", 7),
+        lambda url: Broker(url, "prod").token(["payments", None]),
+        lambda url: Broker(url, "prod", subject_token=lambda _: b"x").token("payments"),
+    ],
+)
+def test_what_is_no_text_is_said_to_be_none(place: Place, wrong: Callable[[str], object]) -> None:
+    with pytest.raises(Misused, match="text"):
+        wrong(place.front.url)
+    assert place.front.requests == []
+
+
+def test_several_apis_may_be_asked_for_as_text_or_list(place: Place) -> None:
+    broker = broker_of(place)
+    one = broker.credential(["payments"], ("deploy:write",))
+    assert broker.credential("payments", {"deploy:write": 1}) is one
+    with pytest.raises(Refused):
+        broker.token(["payments", "nothing"])
+    assert place.front.exchanges()[-1]["audience"] == ["payments", "nothing"]
+
+
+def test_a_broker_does_not_travel(place: Place) -> None:
+    with pytest.raises(TypeError, match="make one in each"):
+        pickle.dumps(broker_of(place))
+
+
 def test_a_thread_that_cannot_start_keeps_nobody_waiting(place: Place) -> None:
     broker = broker_of(place)
     threading.stack_size(2**47)  # more than there are addresses
@@ -247,7 +335,7 @@ def test_a_thread_that_cannot_start_keeps_nobody_waiting(place: Place) -> None:
 def test_what_is_kept_is_bounded(place: Place) -> None:
     broker = broker_of(place)
     first = broker.token(*ASKED)
-    broker._kept |= {broker._wanted(f"https://{number}.example", ()): _Kept() for number in range(KEPT_MAX - 1)}
+    broker._kept |= {broker._wanted(f"https://{number}.example", ()): Kept() for number in range(KEPT_MAX - 1)}
     assert broker.token(*ASKED) == first
     broker.token("payments", "releases:read")
     assert len(broker._kept) == KEPT_MAX
@@ -260,9 +348,13 @@ def test_to_forget_while_a_renewal_flies_is_not_to_keep(place: Place) -> None:
     place.front.script.append(Reply(503, {"Retry-After": "1"}))
     past_renewal(broker)
     assert broker.token(*ASKED) == first
+    (kept,) = broker._kept.values()
+    flight = kept.flight
     broker.forget(*ASKED)
-    assert broker.token(*ASKED) != first
-    assert len(place.front.exchanges()) == 3
+    second = broker.token(*ASKED)
+    assert second != first
+    assert flight.result(20) not in {first, second}
+    assert broker.token(*ASKED) == second  # what was under way before is not kept
 
 
 def test_a_task_that_gives_up_does_not_take_the_others_along(place: Place) -> None:
@@ -296,6 +388,28 @@ def test_a_forked_child_asks_for_itself(place: Place) -> None:
     with os.fdopen(reading, "rb") as told:
         assert told.read() == b"other"
     os.waitpid(child, 0)
+
+
+FORKED = """
+import os, sys, threading, time
+from broker.client import Broker
+broker = Broker()
+threading.Thread(target=broker.token, args=("payments", "deploy:write"), daemon=True).start()
+time.sleep(float(sys.argv[1]))
+child = os.fork()
+if child == 0:
+    broker.token("payments", "deploy:write")
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.0005, 0.001, 0.002, 0.004, 0.008])
+def test_a_child_forked_while_a_first_exchange_imports_what_it_needs_can_ask(place: Place, after_s: float) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, str(after_s)], env=place.environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_child_forked_while_another_thread_is_inside_is_not_stuck(place: Place) -> None:

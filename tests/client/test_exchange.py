@@ -10,7 +10,7 @@ from base64 import urlsafe_b64encode
 
 import pytest
 
-from broker.client import Credential, Misused, Plan, Refused, Server, Step, Unavailable, Unreachable, Wanted
+from broker.client import Credential, IdentityFailed, Misused, Plan, Refused, Server, Step, Unavailable, Unreachable, Wanted
 from broker.client.ambient import Found
 from broker.client.exchange import obtain, preview
 from broker.client.values import claims_of
@@ -48,6 +48,34 @@ def test_a_credential_says_what_it_is_without_saying_it(place: Place) -> None:
     assert credential.request_id.startswith("req_")
     assert len(credential.trace_id) == 32
     assert credential.token not in f"{credential}{credential!r}"
+
+
+def test_a_credential_is_not_taken_for_part_of_a_json_document(place: Place) -> None:
+    credential = obtain(server(place), DEPLOY, source(place))
+    with pytest.raises(TypeError):
+        json.dumps({"credential": credential})
+    assert credential.token not in json.dumps({"credential": credential}, default=repr)
+
+
+def test_its_life_is_counted_from_before_the_answer_travelled(place: Place) -> None:
+    place.front.script.append(Reply(0, hold_s=1.5))
+    credential = obtain(server(place), DEPLOY, source(place))
+    claims = claims_of(credential.token)
+    assert credential.expires_at < claims["exp"] + 1
+
+
+def test_all_patience_is_used(place: Place) -> None:
+    place.front.script += [Reply(502)] * 20
+    began = time.monotonic()
+    with pytest.raises(Unavailable):
+        obtain(server(place), DEPLOY, source(place), patience_s=2)
+    assert time.monotonic() - began >= 1.5
+
+
+@pytest.mark.parametrize("given", [b"eyJ.eyJ.x", None, 7], ids=str)
+def test_an_identity_token_that_is_no_text_is_no_identity_token(place: Place, given: object) -> None:
+    with pytest.raises(Misused, match=f"gave no text for an identity token, but {type(given).__name__}"):
+        obtain(server(place), DEPLOY, Found("own", "the caller", "the caller's own function", lambda _: given))
 
 
 def test_a_preview_issues_nothing(place: Place) -> None:
@@ -274,22 +302,47 @@ def test_an_own_workload_reads_which_of_its_claims_were_in_the_way(place: Place)
     error = refused(place, ref="refs/heads/fix-typo", environment=None)
     assert error.refusal.claims == ("environment", "ref")
     assert "ref is refs/heads/fix-typo" in error.hints
-    assert "environment is not in the token by that name" in error.hints
-    shown = next(hint for hint in error.hints if hint.startswith("presented from a test"))
+    assert "environment is not in the token" in error.hints
+    shown = error.hints[-1]
+    assert shown.startswith("presented from a test:\n")
     assert "repository_id 7432112" in shown
     assert "event_name push" in shown
     assert all(len(line) <= 130 for line in shown.splitlines())
 
 
-def test_every_refusal_ends_with_its_page_and_its_request(place: Place) -> None:
+def test_every_refusal_names_its_page_and_its_request(place: Place) -> None:
     error = refused(place, ref="refs/heads/main")
-    assert error.hints[-1].startswith(f"{place.front.url}/prod/errors/claims_not_satisfied   request req_")
+    assert error.hints[-2].startswith(f"{place.front.url}/prod/errors/claims_not_satisfied   request req_")
     assert any(f"broker policy explain --request {error.refusal.request_id}" in hint for hint in error.hints)
 
 
+def test_a_token_that_is_made_for_another_broker_is_not_sent_to_this_one(place: Place) -> None:
+    """There it would be good, and whoever is asked here could use it so."""
+    with pytest.raises(IdentityFailed) as caught:
+        obtain(server(place), DEPLOY, source(place, aud=["https://elsewhere.example/prod", "sts.amazonaws.com"]))
+    assert str(caught.value).startswith("the identity token is made for https://elsewhere.example/prod sts.amazonaws.com, and so it is not sent")
+    assert f"get one from a test for {place.front.url}/prod" in caught.value.hints
+    assert place.front.requests == []
+
+
+@pytest.mark.parametrize("aud", ["sts.amazonaws.com", "api://AzureADTokenExchange", ["b10c4e2d-5f6a"], 7, None], ids=str)
+def test_an_audience_that_names_nobody_is_for_the_broker_to_judge(place: Place, aud: object) -> None:
+    assert refused(place, aud=aud).reason.startswith("token_")
+    assert len(place.front.exchanges()) == 1
+
+
+def test_what_a_vendor_fixes_for_everybody_is_for_the_broker_to_judge(place: Place) -> None:
+    found = source(place, aud="https://vercel.com/acme")._replace(fixed=True)
+    with pytest.raises(Refused):
+        obtain(server(place), DEPLOY, found)
+    meant = server(place)._replace(identity_audience="https://vercel.com/acme")
+    with pytest.raises(Refused):
+        obtain(meant, DEPLOY, source(place, aud="https://vercel.com/acme"))
+
+
 def test_a_wrong_audience_says_which_one_is_right(place: Place) -> None:
-    error = refused(place, aud="https://elsewhere.example")
-    wanted = f"the identity token is made for https://elsewhere.example; get one from a test for {place.front.url}/prod"
+    error = refused(place, aud="elsewhere")
+    wanted = f"the identity token is made for elsewhere; get one from a test for {place.front.url}/prod"
     assert any(hint.startswith(wanted) for hint in error.hints)
 
 

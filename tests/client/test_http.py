@@ -171,6 +171,19 @@ def test_nobody_listening_and_no_such_name() -> None:
         request(Target("https://broker.invalid"))
 
 
+def test_http_to_a_port_that_speaks_tls_says_so(tmp_path: Path) -> None:
+    with Peer(answers(OK), Authority.create(tmp_path).server()) as peer:
+        for act in (answers(b"\x15\x03\x03\x00\x02\x02\x46"), lambda connection: connection.close()):
+            with Peer(act) as other:
+                for url in (peer.url.replace("https", "http"), other.url):
+                    with pytest.raises(Unreachable) as caught:
+                        request(Target(url))
+                    assert caught.value.hints == ("does that port speak TLS? then the URL begins with https://",)
+                with pytest.raises(Unreachable) as caught:
+                    request(Target(other.url, plain=True))
+                assert caught.value.hints == ()
+
+
 @pytest.mark.parametrize("fault", [None, "self-signed", "expired", "wrong-name", "old-protocol"])
 def test_tls_is_verified_against_what_ssl_cert_file_names(
     fault: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

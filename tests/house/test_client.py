@@ -104,4 +104,11 @@ def _parameters(function: object) -> Iterator[str]:
 
 
 def test_a_credentials_fields_are_these() -> None:
-    assert Credential._fields == ("token", "expires_at", "scope", "audience", "service_account", "request_id", "trace_id")
+    fields = ["token", "expires_at", "scope", "audience", "service_account", "request_id", "trace_id"]
+    assert list(inspect.signature(Credential).parameters) == fields
+    assert sorted(Credential.__slots__) == sorted(fields)
+
+
+def test_type_checkers_of_its_users_see_its_types() -> None:
+    """PEP 561: without this file in the package they see none."""
+    assert (CLIENT.parent / "py.typed").is_file()

@@ -31,7 +31,9 @@ from tests.support.tree import write_tree
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One scripted answer.  `hold_s` seconds pass before it; `drop`: the connection is closed in its place."""
+    """One scripted answer.  `hold_s` seconds pass before it; `drop`: the connection is closed in its place; status 0: what
+    the broker says.
+    """
 
     status: int = 503
     headers: dict[str, str] = field(default_factory=dict)
@@ -87,8 +89,11 @@ class Front:
         headers = {name.lower(): value for name, value in handler.headers.items()}
         self.requests.append((handler.path, headers, parse_qs(body.decode())))
         reply = self.script.pop(0) if self.script else self._passed_on(handler, body)
-        if reply.hold_s:
-            time.sleep(reply.hold_s)
+        hold_s = reply.hold_s
+        if not reply.status:
+            reply = self._passed_on(handler, body)
+        if hold_s:
+            time.sleep(hold_s)
         if reply.drop:
             handler.connection.close()
             return

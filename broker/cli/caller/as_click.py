@@ -13,7 +13,8 @@ from broker.cli.caller.calling import COMMANDS, Option, completed, options_of, p
 def command(name: str) -> click.Command:
     """The click command of this name, from the one table."""
     options = options_of(name)
-    params: list[click.Parameter] = [_option(option) for option in options]
+    unused = COMMANDS[name].unused
+    params: list[click.Parameter] = [_option(option, hidden=option in unused) for option in options]
     takes_words = COMMANDS[name].rest
     if takes_words:
         params.append(click.Argument(["rest"], nargs=-1, type=click.UNPROCESSED, metavar=takes_words))
@@ -29,11 +30,11 @@ def command(name: str) -> click.Command:
     return click.Command(name, callback=callback, params=params, help=doc, context_settings={"allow_interspersed_args": False})
 
 
-def _option(option: Option) -> click.Option:
+def _option(option: Option, *, hidden: bool) -> click.Option:
     flags = [f"--{option.name}", *([f"-{option.short}"] if option.short else [])]
     text = option.help + (f"  [{option.variable}]" if option.variable else "")
     if not option.metavar:
-        return click.Option([*flags, option.key], is_flag=True, help=text)
+        return click.Option([*flags, option.key], is_flag=True, help=text, hidden=hidden)
     if option.choices:
-        return click.Option([*flags, option.key], type=click.Choice(option.choices), help=text)
-    return click.Option([*flags, option.key], multiple=option.many, metavar=option.metavar, help=text)
+        return click.Option([*flags, option.key], type=click.Choice(option.choices), help=text, hidden=hidden)
+    return click.Option([*flags, option.key], multiple=option.many, metavar=option.metavar, help=text, hidden=hidden)

@@ -51,10 +51,10 @@ WHAT = (
     Option("audience", "The Api, by name or URL; repeats.", "API", "a", "BROKER_AUDIENCE", many=True),
     Option("scope", "A scope, or several by spaces; repeats.", "SCOPE", variable="BROKER_SCOPE", many=True),
     Option("service-account", "The service account, where several would fit.", "NAME", variable="BROKER_SERVICE_ACCOUNT"),
-    Option("ttl", "How long it should live, at most: 90s, 10m.", "TIME", variable="BROKER_TTL"),
+    Option("ttl", "How long it should live, at most: 90s, 10m, 1h; a bare number is seconds.", "TIME", variable="BROKER_TTL"),
 )
 WHO = (
-    Option("identity", "Only this way to an identity; `broker whoami` lists them.", "NAME", variable="BROKER_IDENTITY"),
+    Option("identity", "Only this way to an identity; `broker whoami -v` lists them.", "NAME", variable="BROKER_IDENTITY"),
     Option(
         "identity-audience",
         "What the identity token is made for; default: the env's issuer URL.",
@@ -63,17 +63,17 @@ WHO = (
     ),
     Option("subject-token-file", "A file with the identity token; `-` is stdin.", "FILE", variable="BROKER_SUBJECT_TOKEN_FILE"),
 )
-TALK = (
-    Option("patience", "How long to try where trying again can help.  Default: 60s.", "TIME", variable="BROKER_PATIENCE"),
-    Option("verbose", "Follow each step on stderr.", short="v"),
-    Option("quiet", "No warnings.", short="q"),
-)
-COMMON = (*WHERE, *WHAT, *WHO, *TALK)
+PATIENCE = Option("patience", "How long to try where trying again can help.  Default: 60s.", "TIME", variable="BROKER_PATIENCE")
+VERBOSE = Option("verbose", "Follow each step on stderr.", short="v")
+QUIET = Option("quiet", "No warnings.", short="q")
+COMMON = (*WHERE, *WHAT, *WHO, PATIENCE, VERBOSE, QUIET)
+# git and docker ask for hosts: an Api that a variable names for the whole job would be given to all of them.
+FOR_HOSTS = tuple(option._replace(variable="") if option.name == "audience" else option for option in COMMON)
 
 
 class Command(NamedTuple):
     """A caller's command: `module.run(values, rest)`.  `rest` names its words, which `wants` asks for; `failed` is its code
-    for our errors.
+    for our errors.  `unused`: options that are accepted and mean nothing, as people have them from another command.
     """
 
     module: str
@@ -81,6 +81,8 @@ class Command(NamedTuple):
     rest: str = ""
     wants: str = "this command takes options alone"
     failed: int = 0
+    common: tuple[Option, ...] = COMMON
+    unused: tuple[Option, ...] = ()
 
 
 COMMANDS: dict[str, Command] = {
@@ -106,14 +108,24 @@ COMMANDS: dict[str, Command] = {
         (Option("username", "The user name to give.  Default: the service account's.", "NAME"),),
         rest="PROTOCOL [WORD]...",
         wants="name a PROTOCOL, git, docker or kubectl, and what that program adds",
+        common=FOR_HOSTS,
     ),
-    "whoami": Command("broker.cli.caller.whoami", (Option("json", "One JSON document."),)),
+    "whoami": Command(
+        "broker.cli.caller.whoami",
+        (
+            Option("verbose", "Say also where else it was looked for, and what a sign would have been.", short="v"),
+            Option("json", "One JSON document."),
+        ),
+        common=(*WHERE, *WHO),
+        unused=(*WHAT, PATIENCE, QUIET),
+    ),
 }
 
 
 def options_of(command: str) -> tuple[Option, ...]:
-    """All options of a command."""
-    return (*COMMON, *COMMANDS[command].options)
+    """All options of a command, those that mean nothing to it last."""
+    said = COMMANDS[command]
+    return (*said.common, *said.options, *said.unused)
 
 
 def at_once(command: str, arguments: list[str]) -> int | None:
@@ -201,19 +213,20 @@ def patience_s(values: Values) -> float:
 
 def source(values: Values, audience: str) -> Found:
     """The identity to present, for what it is to be made for.  Raises `IdentityMissing`, `IdentityFailed`."""
+    from broker.client.ambient import find, here
+
+    around = here(audience, patience_s(values))
     if path := values["subject_token_file"]:
         from broker.client.ambient.answers import TOKEN_BYTES_MAX
         from broker.client.ambient.given import from_file, from_text
 
         if path != "-":
-            return from_file(path)
+            return from_file(path, around)
         text = sys.stdin.read(TOKEN_BYTES_MAX + 1)
         if not text.strip() or not text.isascii() or len(text) > TOKEN_BYTES_MAX:
             raise IdentityFailed("stdin holds no token", "a JWT is one line of ASCII")
         return from_text(text, "stdin")
-    from broker.client.ambient import find, here
-
-    return find(here(audience), values["identity"])
+    return find(around, values["identity"])
 
 
 def exchanged(values: Values, asked: Wanted) -> Credential:
@@ -256,5 +269,5 @@ def _seconds(name: str, text: str) -> int:
     unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1])
     digits = text if unit is None else text[:-1]
     if not digits.isascii() or not digits.isdecimal() or len(digits) > 6 or int(digits) == 0:
-        raise Misused(f"--{name} {text!r} is no time", "write a number and a unit: 90s, 10m, 1h")
+        raise Misused(f"--{name} {text!r} is no time", "write a number and a unit, which is s, m or h: 90s, 10m, 1h")
     return int(digits) * (unit or 1)

@@ -12,6 +12,7 @@ import signal
 import stat
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from broker.cli.caller import calling
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 HELP = """Run COMMAND with a credential: BROKER_TOKEN_FILE names a file that holds it, kept fresh while COMMAND runs.
 
-\\b
+\b
     broker exec --env prod --audience payments --scope deploy:write -- ./deploy.sh
     broker exec --env dev --audience payments --scope releases:read --token-env TOKEN -- ./report.sh
 
@@ -40,6 +41,7 @@ FILE_VARIABLE = "BROKER_TOKEN_FILE"
 EXIT_NOT_RUNNABLE = 126
 EXIT_NOT_FOUND = 127
 AGAIN_S = 15.0
+IN_MEMORY = ("/dev/shm",)  # noqa: S108
 LOOK_S = 60.0  # a machine that slept finds out so late, at most, that it is time
 PASSED_ON = frozenset(signal.valid_signals()) - {
     *(signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCONT),
@@ -53,11 +55,13 @@ SI_KERNEL = 0x80  # sigaction(2): the terminal has sent it, as a rule to the who
 def run(values: calling.Values, rest: list[str]) -> int | None:
     """Runs the program; its exit code.  None where there is none to run."""
     command = rest[1:] if rest[:1] == ["--"] else rest
-    if not command:
+    if not command or not command[0]:
         return None
+    if values["token_env"] and values["token_file_env"]:
+        raise Misused("--token-env and --token-file-env exclude each other", "a variable with the credential, or a file")
     variable = values["token_env"] or values["token_file_env"] or FILE_VARIABLE
-    if "=" in variable:
-        raise Misused(f"{printable(variable)} is no name of a variable")
+    if not (variable.isascii() and variable.replace("_", "a").isalnum() and not variable[0].isdigit()):
+        raise Misused(f"{printable(variable)} is no name of a variable", "letters, digits and _")
     server, wanted, heard = calling.server(values), calling.wanted(values), calling.heard(values)
     source = calling.source(values, server.identity_audience)
 
@@ -81,7 +85,10 @@ class TokenFile:
         import tempfile
 
         try:
-            self.folder = tempfile.mkdtemp(prefix="broker-", dir=_in_memory())
+            within = _in_memory() or os.path.realpath(tempfile.gettempdir())
+            if not _safe(within):
+                raise ClientError(f"others may replace what lies in {within}", "TMPDIR names another")
+            self.folder = tempfile.mkdtemp(prefix="broker-", dir=within)
         except OSError as error:
             raise ClientError(f"there is no folder for the credential: {error.strerror}", "TMPDIR names another") from None
         self.path = f"{self.folder}/token"
@@ -90,13 +97,20 @@ class TokenFile:
     def __exit__(self, *_: object) -> None:
         import shutil
 
+        with suppress(OSError):  # the program may have taken the right to write from it
+            os.chmod(self.folder, 0o700)  # noqa: PTH101
         shutil.rmtree(self.folder, ignore_errors=True)
+        if os.path.exists(self.folder):  # noqa: PTH110
+            say("warning", f"{self.folder} cannot be taken away: what is in it is good for minutes")
 
     def write(self, credential: Credential) -> None:
         """Puts a credential in the place of the one before.  Raises `ClientError`."""
         fresh = f"{self.path}.new"
         try:
-            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:  # noqa: PTH123
+            with suppress(FileNotFoundError):
+                os.unlink(fresh)  # noqa: PTH108
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            with open(os.open(fresh, flags, 0o600), "w", encoding="ascii") as file:  # noqa: PTH123
                 file.write(credential.token)
             os.replace(fresh, self.path)  # noqa: PTH105
         except OSError as error:
@@ -104,12 +118,12 @@ class TokenFile:
 
     def clear(self) -> None:
         """Takes away what has expired."""
-        if os.path.exists(self.path):  # noqa: PTH110
+        with suppress(OSError):  # the program may have put something else there, or taken it away
             os.unlink(self.path)  # noqa: PTH108
 
 
 def _in_memory() -> str | None:
-    for folder in (os.environ.get("XDG_RUNTIME_DIR", ""), "/dev/shm"):  # noqa: S108
+    for folder in (os.environ.get("XDG_RUNTIME_DIR", ""), *IN_MEMORY):
         if folder.startswith("/") and _safe(real := os.path.realpath(folder)):
             return real
     say("warning", "there is no folder in memory here (/dev/shm): the credential lies on disk while the program runs")
@@ -154,18 +168,32 @@ def _beside(command: list[str], environment: dict[str, str], before: set[int], r
         if arrived is None:
             continue
         if arrived.si_signo == signal.SIGCHLD:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if ended == child:
+            status = _ended(child, alone=not renewal.asking)
+            if status is not None:
                 break
-        elif arrived.si_code != SI_KERNEL or _ours_alone(arrived.si_signo):
+        elif arrived.si_code != SI_KERNEL or _ours_alone(child, arrived.si_signo):
             _pass_on(child, arrived.si_signo)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
 
-def _ours_alone(number: int) -> bool:
-    """A terminal that goes away tells the leader of its session alone."""
-    return number == signal.SIGHUP and os.getsid(0) == os.getpid()
+def _ended(child: int, *, alone: bool) -> int | None:
+    """The child's status if it has ended.  The first process of a container is left others' children too, and ends them,
+    unless it has some of its own: a renewal may run a platform's program.
+    """
+    while True:
+        ended, status = os.waitpid(-1 if alone else child, os.WNOHANG)
+        if ended in {0, child}:
+            return status if ended else None
+
+
+def _ours_alone(child: int, number: int) -> bool:
+    """Whether a terminal has told us and not the program, which made a group of its own; or tells the session's leader alone."""
+    try:
+        elsewhere = os.getpgid(child) != os.getpgrp()
+    except ProcessLookupError:
+        return False
+    return elsewhere or (number == signal.SIGHUP and os.getsid(0) == os.getpid())
 
 
 def _pass_on(child: int, number: int) -> None:
@@ -180,7 +208,7 @@ class Renewal:
 
     def __init__(self, file: TokenFile, credential: Credential, fetch: Callable[[float], Credential]) -> None:
         self._file, self._fetch = file, fetch
-        self._asking = False
+        self.asking = self._troubled = False
         self._heard: Credential | ClientError | None = None
         self._took(credential)
 
@@ -201,15 +229,15 @@ class Renewal:
     def go_on(self) -> None:
         """Takes what has been heard, and asks if it is time."""
         if self._heard is not None:
-            heard, self._heard, self._asking = self._heard, None, False
+            heard, self._heard, self.asking = self._heard, None, False
             self._land(heard)
         if self.pause() > 0:
             return
         self._next_in(AGAIN_S)
-        if not self._asking:
+        if not self.asking:
             from threading import Thread
 
-            self._asking = True
+            self.asking = True
             Thread(target=self._ask, daemon=True).start()
 
     def _ask(self) -> None:
@@ -233,8 +261,12 @@ class Renewal:
             elif isinstance(error, Refused):
                 self._next_in(left)
             failed(f"the credential is not renewed: {error}", (*error.hints, f"the one at hand is good for {max(left, 0):.0f} s"))
+            self._troubled = True
         else:
             self._took(heard)
+            if self._troubled:
+                say("note", "the credential is renewed again")
+            self._troubled = False
 
 
 def __getattr__(name: str) -> click.Command:

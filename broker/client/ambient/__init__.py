@@ -9,8 +9,8 @@
 A detector is a function `look(detector, around) -> Found | Absent | Unready`; the table in signals.py says which variables,
 files or programs make its module worth loading.  Signs only say where to ask: what the answer is, its `iss` says.
 
-From within a job of a CI system ranks 4 and 5 are not used unasked: on a runner of one's own they belong to the runner, and
-so to every job on it.  A job is where CI says so, or where rank 2 has advice.
+From within a job of a CI system ranks 4 and 5, and of rank 3 what the runner's container or machine has, are not used
+unasked: on a runner of one's own they belong to every job on it.  A job is where CI says so, or where rank 2 has advice.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from broker.client.ambient.signals import DETECTORS, Detector
+from broker.client.ambient.signals import CLOUD, DETECTORS, MACHINE, Detector
 from broker.client.errors import IdentityMissing, Misused
 from broker.client.http import WITHIN_S, Answer, printable, request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 RANKS = (1, 2, 3, 4, 5)
-JOB, CLOUD, MACHINE = 2, 4, 5
+JOB_RANK = 2
 # Of the CI systems that have no detector; TeamCity, GoCD and Bamboo do not set CI.
-JOB_SIGNS = ("CI", "CONTINUOUS_INTEGRATION", "TEAMCITY_VERSION", "GO_PIPELINE_NAME", "bamboo_planKey")
+JOB_SIGNS = ("CI", "CONTINUOUS_INTEGRATION", "DRONE", "TEAMCITY_VERSION", "GO_PIPELINE_NAME", "bamboo_planKey")
 METADATA_CONNECT_S = 1.0
+ANOTHER = "a platform that is not known here: have its identity token written to a file; BROKER_SUBJECT_TOKEN_FILE names it"
+WHERE = "broker whoami says where it looked"
 
 
 class Found(NamedTuple):
     """A way to an identity token.  `fetch(audience)` returns one, or raises `IdentityFailed`, `Misused` for a proxy that is none.
 
-    `where` says how it is fetched, without a secret; `fresh`: each fetch asks the platform anew.
+    `where` says how it is fetched, without a secret; `fresh`: each fetch asks the platform anew; `asks`: for that audience,
+    while of the others somebody else has said what they are made for; `fixed`: the vendor has, whoever it is shown to.
     """
 
     name: str
@@ -43,11 +46,15 @@ class Found(NamedTuple):
     where: str
     fetch: Callable[[str], str]
     fresh: bool = True
+    asks: bool = True
+    fixed: bool = False
 
     @staticmethod
-    def by(detector: Detector, where: str, fetch: Callable[[str], str], *, fresh: bool = True) -> Found:
+    def by(
+        detector: Detector, where: str, fetch: Callable[[str], str], *, fresh: bool = True, asks: bool = True, fixed: bool = False
+    ) -> Found:
         """What this detector found."""
-        return Found(detector.name, detector.title, where, fetch, fresh)
+        return Found(detector.name, detector.title, where, fetch, fresh, asks, fixed)
 
 
 class Absent(NamedTuple):
@@ -88,9 +95,18 @@ class Around(NamedTuple):
         """Whether a variable is set, and not to what means no."""
         return self.env.get(variable, "").lower() not in {"", "false", "0"}
 
+    def half(self, variable: str, *others: str) -> tuple[str, ...]:
+        """Advice where of variables that count together the first is set, and some of the others are not."""
+        missing = [name for name in others if not self.env.get(name)]
+        if not self.env.get(variable) or not missing:
+            return ()
+        return (f"{variable} is set, {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not",)
+
     def intended(self) -> str:
         """The audience, as far as it is known: for a text that shows what to write."""
-        base = self.env.get("BROKER_URL") or "https://broker.acme.example"
+        base = self.env.get("BROKER_URL", "")
+        if not base or "@" in base:  # what holds a password is not shown
+            base = "https://broker.acme.example"
         made = f"{base.rstrip('/')}/{self.env.get('BROKER_ENV') or 'prod'}"
         return printable(self.audience or self.env.get("BROKER_IDENTITY_AUDIENCE") or made)
 
@@ -98,9 +114,9 @@ class Around(NamedTuple):
 Outcome = Found | Absent | Unready
 
 
-def here(audience: str = "") -> Around:
-    """This process's surroundings; `audience` as in `Around`."""
-    return Around(os.environ, audience=audience)
+def here(audience: str = "", within_s: float = WITHIN_S) -> Around:
+    """This process's surroundings; `audience` and `within_s` as in `Around`."""
+    return Around(os.environ, audience=audience, within_s=min(within_s, WITHIN_S))
 
 
 def find(around: Around, only: str = "") -> Found:
@@ -108,12 +124,9 @@ def find(around: Around, only: str = "") -> Found:
     if only:
         return _only(around, only)
     advice: list[str] = []
-    job = any(around.says(name) for name in JOB_SIGNS)
+    job = False
     for rank in RANKS:
-        if rank >= CLOUD and job:
-            advice += _shared(around)
-            break
-        outcomes = _look_all([each for each in DETECTORS if each.rank == rank], around)
+        outcomes = _look_all([each for each in DETECTORS if each.rank == rank and not (job and each.shared)], around)
         found = [each for each in outcomes if isinstance(each, Found)]
         for unready in outcomes:
             if isinstance(unready, Unready):
@@ -124,10 +137,24 @@ def find(around: Around, only: str = "") -> Found:
             raise IdentityMissing(f"two identities are here: {names}", f"--identity {found[0].name}, or BROKER_IDENTITY, chooses")
         if found:
             return found[0]
-        more = [line for each in outcomes if isinstance(each, Absent) for line in each.advice]
-        job = job or (rank == JOB and bool(more))
-        advice += more
-    raise IdentityMissing("no identity token was found here", *advice, "broker whoami says where it looked")
+        advice += [line for each in outcomes if isinstance(each, Absent) for line in each.advice]
+        if rank == JOB_RANK:
+            job = is_job(around, outcomes)
+    if job:
+        advice += _shared(around)
+    # What stands at two ranks may say the same at both.
+    raise IdentityMissing("no identity token was found here", *dict.fromkeys(advice), ANOTHER, WHERE)
+
+
+def is_job(around: Around, outcomes: Iterable[Outcome]) -> bool:
+    """Whether this is a job of a CI system that nobody identified: CI says so, or one of the `outcomes` of rank 2 has advice."""
+    return any(around.says(name) for name in JOB_SIGNS) or any(isinstance(each, Absent) and each.advice for each in outcomes)
+
+
+def load() -> None:
+    """Imports every detector."""
+    for module in {each.module for each in DETECTORS}:
+        __import__(f"broker.client.ambient.{module}")
 
 
 def survey(around: Around) -> list[tuple[Detector, Outcome]]:
@@ -193,12 +220,13 @@ def _only(around: Around, name: str) -> Found:
             case Absent() as each:
                 absent.append(each)
     looked_for = ", ".join(each.looked_for for each in absent)
-    raise IdentityMissing(f"{name} is not here: looked for {looked_for}", *(line for each in absent for line in each.advice))
+    advice = dict.fromkeys(line for each in absent for line in each.advice)
+    raise IdentityMissing(f"{name} is not here: looked for {looked_for}", *advice)
 
 
 def _shared(around: Around) -> list[str]:
     """What is not used in a job unless somebody insists."""
-    clouds = [each.name for each in DETECTORS if each.rank == CLOUD and signed(each, around)]
-    names = clouds or [each.name for each in DETECTORS if each.rank == MACHINE]
-    why = "in a CI job the identity of the cloud or the machine is not used unasked, since all jobs of a runner share it"
+    seen = [each.name for each in DETECTORS if each.shared and each.rank <= CLOUD and signed(each, around)]
+    names = seen or [each.name for each in DETECTORS if each.rank == MACHINE]
+    why = "in a CI job the identity of its container, cloud or machine is not used unasked, since all jobs of a runner share it"
     return [f"{why}; --identity {' or '.join(names)} insists"]

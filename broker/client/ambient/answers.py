@@ -45,6 +45,11 @@ def asked(
         raise failed(who, str(error), *error.hints, passing=error.passing) from None
 
 
+def install(extra: str) -> str:
+    """What to install for a platform that needs more than the standard library.  By its name alone it would be a stranger's."""
+    return f'pip install "federation-broker[{extra}] @ git+https://YOUR-COPY@COMMIT"'
+
+
 def failed(who: str, why: str, *hints: str, passing: bool = False) -> IdentityFailed:
     """An error for a token that did not come."""
     return IdentityFailed(f"{who} gave no identity token: {why}", *hints, passing=passing)

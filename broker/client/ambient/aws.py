@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from broker.client.ambient import Absent, Found, Unready, answers
 from broker.client.errors import IdentityFailed
+from broker.client.forks import IMPORTS
 from broker.client.http import Target, printable
 
 if TYPE_CHECKING:
@@ -31,7 +32,11 @@ TOKEN_S = 300
 ALGORITHM = "ES384"
 # Of botocore's ways to credentials, those of a workload; profiles and logins are a person's.
 OURS: Final = ("env", "assume-role-with-web-identity", "container-role")
-
+TOGETHER: Final = (
+    ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
+    ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"),
+)
 
 _SESSION: Final = re.compile(r"[A-Za-z0-9+/=_-]+")
 _ROLE_NAME: Final = re.compile(r"[A-Za-z0-9+=,.@_-]+")  # IAM: CreateRole, RoleName
@@ -59,7 +64,7 @@ def look_announced(detector: Detector, around: Around) -> Outcome:
     )
     way = next((name for name, there in ways if there), "")
     if not way:
-        return Absent(detector.looks_for)
+        return Absent(detector.looks_for, tuple(line for names in TOGETHER for line in around.half(*names)))
     region = _region(around)
     if not region:
         return Unready(
@@ -156,12 +161,13 @@ def _of_instance(who: str, around: Around, audience: str) -> str:
 def _signed(around: Around, audience: str, region: str, keys: Keys | None) -> str:
     """A token from STS.  Without `keys`, botocore finds them."""
     try:
-        import botocore.exceptions as wrong
-        import botocore.session
-        from botocore.config import Config
-        from botocore.parsers import ResponseParserError
+        with IMPORTS:
+            import botocore.exceptions as wrong
+            import botocore.session
+            from botocore.config import Config
+            from botocore.parsers import ResponseParserError
     except ImportError:
-        raise IdentityFailed("AWS needs a package that is not installed", "pip install 'federation-broker[aws]'") from None
+        raise IdentityFailed("AWS needs a package that is not installed", answers.install("aws")) from None
     session: Any = botocore.session.Session()
     once: Any = {"total_max_attempts": 1}  # whoever wants a token asks again, and knows for how long
     session.set_default_client_config(Config(connect_timeout=around.within_s, read_timeout=around.within_s, retries=once))

@@ -24,6 +24,7 @@ SERVER = "http://169.254.169.254"
 AUTHORITY = "AZURE_AUTHORITY_HOST"
 PUBLIC = "https://login.microsoftonline.com/"
 FEDERATED = ("AZURE_FEDERATED_TOKEN_FILE", "AZURE_CLIENT_ID", "AZURE_TENANT_ID")
+TOGETHER = (FEDERATED, ("IDENTITY_ENDPOINT", "IDENTITY_HEADER"), ("MSI_ENDPOINT", "MSI_SECRET"))
 # What Entra says of an audience that is no application of the tenant.
 UNREGISTERED = ("invalid_resource", "AADSTS500011", "AADSTS50001", "AADSTS100040")
 UNASSIGNED = ("Identity not found", "No MSI found", "No User Assigned", "Multiple user assigned")
@@ -40,7 +41,7 @@ def look_announced(detector: Detector, around: Around) -> Outcome:
     elif env.get("MSI_ENDPOINT") and env.get("MSI_SECRET"):
         way = _Endpoint("MSI_ENDPOINT", "MSI_SECRET", "Secret", "2017-09-01", "clientid")
     else:
-        return Absent(detector.looks_for)
+        return Absent(detector.looks_for, tuple(line for names in TOGETHER for line in around.half(*names)))
     return Found.by(detector, way.url, lambda audience: _of_endpoint(who, around, way, audience))
 
 

@@ -25,7 +25,7 @@ def look(detector: Detector, around: Around) -> Outcome:
     # An unset macro reaches a script as it is written.
     if around.env.get(BEARER, "").strip() in {"", "$(System.AccessToken)"}:
         return Unready("this step has no access to the job's identity", (MAPPING,))
-    return Found.by(detector, URL, lambda _: _fetch(detector.title, around))
+    return Found.by(detector, URL, lambda _: _fetch(detector.title, around), asks=False)
 
 
 def _fetch(who: str, around: Around) -> str:

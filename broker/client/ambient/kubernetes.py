@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from broker.client.ambient import Absent, Found, answers
 from broker.client.errors import IdentityFailed
+from broker.client.http import printable
 from broker.client.values import claims_of
 
 if TYPE_CHECKING:
@@ -18,23 +19,25 @@ if TYPE_CHECKING:
     from broker.client.ambient.signals import Detector
 
 API_SERVER = "https://kubernetes.default.svc"
+PATH = "/var/run/secrets/broker/token"
 
 
 def look(detector: Detector, around: Around) -> Outcome:
     """The first of the places where a projected token is by convention."""
     for path in detector.files:
         if os.path.exists(around.path(path)):  # noqa: PTH110
-            return Found.by(detector, path, lambda _, path=path: _read(around, path))
+            return Found.by(detector, path, lambda _, path=path: _read(around, path), asks=False)
     in_a_pod = around.env.get("KUBERNETES_SERVICE_HOST")
     return Absent(detector.looks_for, ("this pod has no token for the broker", *volume(around)) if in_a_pod else ())
 
 
-def volume(around: Around) -> tuple[str, ...]:
-    """What to add to a pod, as YAML on one line each."""
-    token = f"{{path: token, audience: {around.intended()}, expirationSeconds: 3600}}"
+def volume(around: Around, path: str = PATH) -> tuple[str, ...]:
+    """What to add to a pod so that its token is at `path`, as YAML on one line each."""
+    folder, _, name = printable(path).rpartition("/")
+    token = f"{{path: {name}, audience: {around.intended()}, expirationSeconds: 600}}"
     return (
         f"volumes: [{{name: broker, projected: {{sources: [{{serviceAccountToken: {token}}}]}}}}]   in the pod's spec",
-        "volumeMounts: [{name: broker, mountPath: /var/run/secrets/broker, readOnly: true}]   in its container",
+        f"volumeMounts: [{{name: broker, mountPath: {folder}, readOnly: true}}]   in its container",
     )
 
 

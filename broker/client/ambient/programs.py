@@ -68,7 +68,7 @@ def look(detector: Detector, around: Around) -> Outcome:
         shown = " ".join((way.program, *way.words("AUDIENCE")))
         return Found.by(detector, shown, lambda audience: _printed(way.program, path, way.words(audience), around))
     if way.variable and (token := around.env.get(way.variable, "")):
-        return Found.by(detector, way.variable, lambda _: answers.jwt(way.variable, token), fresh=False)
+        return Found.by(detector, way.variable, lambda _: answers.jwt(way.variable, token), fresh=False, asks=False)
     return Unready(way.problem, way.advice) if way.problem else Absent(detector.looks_for)
 
 

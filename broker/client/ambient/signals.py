@@ -24,12 +24,18 @@ class Detector(NamedTuple):
     function: str = "look"
 
     @property
+    def shared(self) -> bool:
+        """Whether to a job it is its runner's, and so every job's on it."""
+        return self.rank >= CLOUD or self.name in {"kubernetes", "spiffe", "fly"}
+
+    @property
     def looks_for(self) -> str:
         """Its signs, in words."""
         signs = (*self.variables, *self.files, *((f"{self.program} in PATH",) if self.program else ()))
         return " or ".join(signs) or "an answer at 169.254.169.254"
 
 
+CLOUD, MACHINE = 4, 5  # the ranks of what several workloads have in common
 ASKED = "as asked"
 JOB_FILE = "what the job says"
 REQUEST_URL = "ACTIONS_ID_TOKEN_REQUEST_URL"
@@ -109,7 +115,8 @@ DETECTORS: tuple[Detector, ...] = (
         variables=("PULUMI_CI",),
     ),
     Detector(
-        "harness", "Harness", 2, "variables", "takes what the step puts into `BROKER_SUBJECT_TOKEN`", "what the connector says",
+        "harness", "Harness", 2, "variables", "takes what the step puts into `BROKER_SUBJECT_TOKEN`",
+        "what the identity in the pipeline says",
         variables=("HARNESS_PIPELINE_ID",),
     ),
     Detector(
@@ -125,7 +132,7 @@ DETECTORS: tuple[Detector, ...] = (
         program="devin-oidc",
     ),
     Detector(
-        "vercel", "Vercel", 3, "variables", "reads `VERCEL_OIDC_TOKEN`", "fixed: the team's URL at vercel.com",
+        "vercel", "Vercel", 3, "variables", "reads `VERCEL_OIDC_TOKEN`", "the team's default: its URL at vercel.com",
         variables=("VERCEL", "VERCEL_OIDC_TOKEN"),
     ),
     Detector(

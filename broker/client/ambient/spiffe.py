@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from broker.client.ambient import Absent, Found, answers
 from broker.client.errors import IdentityFailed
+from broker.client.forks import IMPORTS
 from broker.client.http import printable
 
 if TYPE_CHECKING:
@@ -32,10 +33,11 @@ def look(detector: Detector, around: Around) -> Outcome:
 
 def _fetch(who: str, around: Around, endpoint: str, audience: str) -> str:
     try:
-        from spiffe import SpiffeId, WorkloadApiClient
-        from spiffe.errors import PySpiffeError
+        with IMPORTS:
+            from spiffe import SpiffeId, WorkloadApiClient
+            from spiffe.errors import PySpiffeError
     except ImportError:
-        raise IdentityFailed("SPIFFE needs a package that is not installed", "pip install 'federation-broker[spiffe]'") from None
+        raise IdentityFailed("SPIFFE needs a package that is not installed", answers.install("spiffe")) from None
     chosen = around.env.get("BROKER_SPIFFE_ID", "")
     try:
         with WorkloadApiClient(endpoint, default_timeout=around.within_s) as client:

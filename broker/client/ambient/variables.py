@@ -6,15 +6,19 @@ The audience is what the job, the step or the vendor says; the client has no say
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from broker.client.ambient import Absent, Found, Unready, answers
 from broker.client.ambient.given import read_token
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from broker.client.ambient import Around, Outcome
     from broker.client.ambient.signals import Detector
 
+_NAME: Final = re.compile(r"\$\{?[A-Za-z_]\w{0,60}\}?", re.ASCII)  # as a runner leaves it that knows no such variable
 ELSE = "BROKER_SUBJECT_TOKEN_FILE names a file with the identity token; BROKER_SUBJECT_TOKEN holds it"
 
 
@@ -23,6 +27,7 @@ class Row(NamedTuple):
 
     `problem` and `advice`: what it means that there is no token, with <audience> for what it should be made for.  `stops`:
     whether that ends the search; without, it only is advice.  `bound`: whether `token` counts on the platform only.
+    `fixed`: whether the vendor says what it is made for, whoever it is shown to.
     """
 
     token: tuple[str, ...]
@@ -31,6 +36,7 @@ class Row(NamedTuple):
     advice: tuple[str, ...]
     stops: bool = True
     bound: bool = False
+    fixed: bool = False
 
 
 ROWS = {
@@ -55,7 +61,7 @@ ROWS = {
             "a run on one's own machine has none, nor has one by an agent older than 1.7.0",
         ),
     ),
-    "spacelift": Row(("SPACELIFT_OIDC_TOKEN",), (), "", ()),
+    "spacelift": Row(("SPACELIFT_OIDC_TOKEN",), (), "", (), fixed=True),
     "jenkins": Row(
         (),
         ("JENKINS_URL", "BUILD_ID"),
@@ -70,6 +76,7 @@ ROWS = {
         ("SEMAPHORE",),
         "this Semaphore job has no identity token",
         ("a fork's pull request has none unless it gets secrets; the organisation's plan must have OIDC",),
+        fixed=True,
     ),
     "codefresh": Row(
         ("ID_TOKEN",),
@@ -78,7 +85,7 @@ ROWS = {
         ("before this step: {type: obtain-oidc-id-token, arguments: {AUDIENCE: '<audience>'}}",),
         bound=True,
     ),
-    "env0": Row(("ENV0_OIDC_TOKEN",), (), "", ()),
+    "env0": Row(("ENV0_OIDC_TOKEN",), (), "", (), fixed=True),
     # Other programs set PULUMI_CI too, within jobs of other systems.
     "pulumi": Row(
         (),
@@ -95,10 +102,11 @@ ROWS = {
         "this Vercel deployment has no identity token in its environment",
         (
             "switch OIDC federation on in the project's settings",
-            "a function finds it in each request's header x-vercel-oidc-token: hand it on as BROKER_SUBJECT_TOKEN",
+            "a function asks for its own: getVercelOidcToken({audience: '<audience>'}), handed on as BROKER_SUBJECT_TOKEN",
         ),
+        fixed=True,
     ),
-    "modal": Row(("MODAL_IDENTITY_TOKEN",), (), "", ()),
+    "modal": Row(("MODAL_IDENTITY_TOKEN",), (), "", (), fixed=True),
     "render": Row((), ("RENDER",), "Render makes identity tokens for AWS alone", (ELSE, "or --identity aws-sts")),
     "deno-deploy": Row(
         (),
@@ -114,13 +122,30 @@ def look(detector: Detector, around: Around) -> Outcome:
     row = ROWS[detector.name]
     here = bool(row.at) and all(around.says(name) for name in row.at)
     for name in row.token if here or not row.bound else ():
-        if token := around.env.get(name, ""):
-            return Found.by(detector, name, lambda _, name=name, token=token: answers.jwt(name, token), fresh=False)
+        token = around.env.get(name, "")
+        if _NAME.fullmatch(token.strip()):
+            problem = f"{name} holds the name of a variable, and nobody has put its value there"
+            return Unready(problem, _advice(row, around))
+        if token:
+            fetch = _held(name, token)
+            return Found.by(detector, name, fetch, fresh=False, asks=False, fixed=row.fixed)
     for file in detector.files:
         path = around.path(file)
         if os.path.exists(path):  # noqa: PTH110
-            return Found.by(detector, file, lambda _, file=file, path=path: answers.jwt(file, read_token(path)))
+            return Found.by(detector, file, _read(file, path), asks=False, fixed=row.fixed)
     if not here:
         return Absent(detector.looks_for)
-    advice = tuple(line.replace("<audience>", around.intended()) for line in row.advice)
+    advice = _advice(row, around)
     return Unready(row.problem, advice) if row.stops else Absent(detector.looks_for, (row.problem, *advice))
+
+
+def _held(name: str, token: str) -> Callable[[str], str]:
+    return lambda _: answers.jwt(name, token)  # whose repr shows no token
+
+
+def _read(file: str, path: str) -> Callable[[str], str]:
+    return lambda _: answers.jwt(file, read_token(path))
+
+
+def _advice(row: Row, around: Around) -> tuple[str, ...]:
+    return tuple(line.replace("<audience>", around.intended()) for line in row.advice)

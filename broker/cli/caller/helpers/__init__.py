@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 HELP = """Hand a credential to a program that asks for one in its own way.
 
-\\b
+\b
     git config credential.https://git.acme.example.helper '!broker helper --env prod --scope repo:write git'
     broker helper --env prod --audience cluster --scope workloads:write kubectl
 

@@ -1,7 +1,7 @@
 """Docker's credential-helper protocol: a registry's address in, JSON out (github.com/docker/docker-credential-helpers).
 
 Docker starts `docker-credential-broker get` and cannot pass options, so variables say the rest.  The Api is the registry's
-address, unless BROKER_AUDIENCE names it.  What goes wrong is said twice: on stdout, which SDKs and builds show, and on
+address; a script of another name may name another.  What goes wrong is said twice: on stdout, which SDKs and builds show, and on
 stderr, since docker's own pull and push drop that and go on without a credential.
 """
 
@@ -12,6 +12,7 @@ import sys
 
 from broker.cli.caller import calling
 from broker.client.errors import ClientError
+from broker.client.http import checked
 
 INPUT_CHARACTERS_MAX = 4_096
 
@@ -45,8 +46,10 @@ def run(values: calling.Values, rest: list[str]) -> int | None:
 def _get(values: calling.Values, registry: str) -> int:
     try:
         wanted = calling.wanted(values)
+        host = registry if "://" in registry else f"https://{registry}"
+        checked(host)
         if not wanted.audience:
-            wanted = wanted._replace(audience=(registry if "://" in registry else f"https://{registry}",))
+            wanted = wanted._replace(audience=(host,))
         credential = calling.exchanged(values, wanted)
     except ClientError as error:
         print("; ".join((str(error), *error.hints)), flush=True)

@@ -7,6 +7,7 @@ offer (`capability[]=authtype`) are left unanswered.  A failure ends git's searc
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from broker.cli.caller import calling
@@ -29,7 +30,8 @@ def run(values: calling.Values, rest: list[str]) -> int | None:
     try:
         lines = answer(values, attributes(asked))
     except ClientError:
-        print("quit=1", flush=True)
+        with suppress(ClientError):  # git may have left, and the reason is another
+            calling.put("quit=1")
         raise
     calling.put("\n".join(lines))
     return 0
