@@ -55,13 +55,16 @@ def render() -> dict[Path, str]:
 
 def _platforms() -> str:
     return _table(
-        ("platform", "how the identity is found", "single use", "stranger's runs"),
-        ((_linked(each), identity(each.name), _SINGLE_USE[each.replay_default], _held(each)) for each in _by_title()),
+        ("platform", "preset", "how the identity is found", "single use", "stranger's runs"),
+        (
+            (_linked(each), f"`{each.name}`", identity(each.name), _SINGLE_USE[each.replay_default], _held(each))
+            for each in _by_title()
+        ),
     )
 
 
 def _issuers() -> str:
-    return _table(("preset", "issuer", "who shares it"), ((f"`{each.name}`", _urls(each), _shared(each)) for each in _presets()))
+    return _table(("preset", "issuer", "who shares it"), ((f"[`{each.name}`](start/{each.name}.md)", _urls(each), _shared(each)) for each in _presets()))
 
 
 def _tried() -> str:

@@ -124,8 +124,8 @@ def issuer_down(place: Place, _: Path) -> Done:
 
 MISTAKES: tuple[Mistake, ...] = (
     Mistake("The workflow lacks its permission line", ask(without=RUNNER), 3, r"hint: .*id-token: write.*"),
-    Mistake("A pull request from a fork", fork, 3, r"(error|hint): .*fork.*"),
-    Mistake("A GitLab job without `id_tokens:`", ask(without=NOWHERE, GITLAB_CI="true", CI="true"), 3, r"(error|hint): .*id_tokens.*"),
+    Mistake("A pull request from a fork", fork, 3, r"hint: run what needs a credential after the merge.*"),
+    Mistake("A GitLab job without `id_tokens:`", ask(without=NOWHERE, GITLAB_CI="true", CI="true"), 3, r"hint: .*id_tokens.*"),
     Mistake(
         "A GitLab variable that nobody expanded",
         ask(without=NOWHERE, GITLAB_CI="true", BROKER_ID_TOKEN="$BROKER_ID_TOKEN"),

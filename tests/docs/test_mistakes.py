@@ -22,7 +22,7 @@ def test_a_mistake_ends_with_its_code_and_a_line_that_says_what_to_change(mistak
     done = tried(mistake, place, tmp_path)
     assert done.stdout == ""
     assert done.returncode == mistake.code, done.stderr
-    assert telling_line(mistake, done), done.stderr
+    assert telling_line(mistake, done).startswith("hint: "), done.stderr
     assert row(mistake, done) in PAGE.read_text("utf-8"), "python -m tests.docs.mistakes writes the page anew"
 
 
