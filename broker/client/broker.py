@@ -159,9 +159,11 @@ class Broker:
         patience_s = min(self._patience_s, DOUBTED_S) if kept.doubted else self._patience_s
         try:
             _prepare()
-            credential = obtain(self.server, wanted, self._source(), patience_s=patience_s, heard=self._hear, headers=headers)
-        except BaseException as error:
-            _bare(error)
+            source = self._source(patience_s)
+            credential = obtain(self.server, wanted, source, patience_s=patience_s, heard=self._hear, headers=headers)
+        except BaseException as raised:
+            error = RuntimeError("the caller's own function raised it") if isinstance(raised, StopIteration) else raised
+            _bare(error)  # and no task can be told StopIteration
             with self._lock:
                 beside = kept.serves() is not None
                 in_its_place = kept.failed(error) if kept.flight is flight else None
@@ -184,14 +186,15 @@ class Broker:
         except Exception:
             logging.getLogger(LOG).warning("the listener failed", exc_info=True)
 
-    def _source(self) -> Found:
+    def _source(self, patience_s: float) -> Found:
         if self._subject_token is not None:
             from broker.client.ambient import Found
 
-            return Found("own", "the caller", "the caller's own function", self._subject_token)
+            # Whoever writes both knows whom the token is for.
+            return Found("own", "the caller", "the caller's own function", self._subject_token, fixed=True)
         from broker.client.ambient import find, here
 
-        return find(here(self.server.identity_audience, self._patience_s), self._identity)
+        return find(here(self.server.identity_audience, patience_s), self._identity)
 
 
 def _words(what: str, given: Words) -> tuple[str, ...]:
@@ -216,7 +219,9 @@ def _own(heard: Credential | BaseException) -> Credential:
 def _bare(error: BaseException) -> None:
     """Takes our frames off: they hold the identity token, and error trackers send locals on.  The caller's own stay."""
     link: BaseException | None = error
-    while link is not None:
+    seen: set[int] = set()
+    while link is not None and id(link) not in seen:  # a chain of causes may be a circle
+        seen.add(id(link))
         frames = link.__traceback__
         while frames is not None and str(frames.tb_frame.f_globals.get("__name__")).startswith("broker.client"):
             frames = frames.tb_next

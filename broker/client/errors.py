@@ -32,7 +32,8 @@ class ClientError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """So that it can be copied and pickled: exceptions are, by default, from what they print alone."""
-        return type(self).__new__, (type(self), *self.args), self.__dict__
+        state = {**self.__dict__, "__notes__": list(getattr(self, "__notes__", ()))}
+        return type(self).__new__, (type(self), *self.args), state
 
 
 class Misused(ClientError):

@@ -42,6 +42,7 @@ class Kept:
         """Forgets; with a `token` that one alone, unless it has just replaced another that was not accepted either."""
         if token is None:
             self._credential = self.doubted = self.refusal = self.flight = None
+            self._sure_until = 0.0
         elif self._credential is not None and token == self._credential.token and time.monotonic() >= self._sure_until:
             # A flight that is under way may take long, while the broker is away: another will find that out soon.
             self.doubted, self._credential, self.flight = self._credential, None, None
@@ -49,8 +50,7 @@ class Kept:
     def took(self, credential: Credential) -> None:
         """Serves it from now on."""
         now, life = time.monotonic(), credential.expires_at - time.time()
-        if self.doubted is not None:
-            self._sure_until = now + REMEMBERED_S
+        self._sure_until = now + REMEMBERED_S if self.doubted is not None else 0.0
         self._credential, self._ends_at = credential, now + life
         self.doubted = self.refusal = self.flight = None
         self._margin_s = min(MARGIN_S, life * MARGIN)
@@ -71,5 +71,7 @@ class Kept:
             self.ask_at = time.monotonic() + REMEMBERED_S * spread
         else:
             self.refusal, self.ask_at = None, time.monotonic() + AGAIN_S * spread
+        if doubted is None:
+            return None
         self._sure_until = self.ask_at
-        return self.serves() if doubted else None
+        return self.serves()

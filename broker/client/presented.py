@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from broker.client.http import printable
@@ -21,6 +22,8 @@ DEPTH_MAX = 8
 INDENT = " " * 6
 WHO = ("iss", "sub")
 IDS = ("id", "Id", "ID")
+PERSONAL = ("mail", "upn", "unique_name", "preferred_username")
+ADDRESS = re.compile(r"[^\s/:@]+@[^\s/:@]+\.[A-Za-z]+")
 # Refusals of which who asks is the cause; for all others the claims would only be in the way.
 ABOUT_WHO = frozenset(
     {
@@ -103,8 +106,9 @@ def _part(name: str, value: object) -> str:
 
 
 def _is_personal(name: str, value: object) -> bool:
-    """Whether it holds a person's address, by its name or a member's: the log of a job has more readers than the token."""
-    return "email" in (name if isinstance(value, str) else name + shown(value)).lower()
+    """Whether it names a person, by its name, a member's, or its looks: the log of a job has more readers than the token."""
+    names = (name if isinstance(value, str) else name + shown(value)).lower()
+    return any(each in names for each in PERSONAL) or (isinstance(value, str) and ADDRESS.fullmatch(value) is not None)
 
 
 def shown(value: object) -> str:

@@ -97,13 +97,21 @@ AUDIENCE_AT = {
 
 def made_for_another(presented: Mapping[str, Any], source: Found, server: Server) -> IdentityFailed:
     """The identity token stays here: who it is made for, and who not, says its `aud`."""
-    seen, wanted = printable(" ".join(texts(presented.get("aud")))), printable(server.identity_audience)
-    return IdentityFailed(
-        f"the identity token is made for {seen}, and so it is not sent to {server.issuer}",
+    audiences, wanted = texts(presented.get("aud")), printable(server.identity_audience)
+    seen, first = printable(" ".join(audiences)), printable(audiences[0])
+    base = first.removesuffix(f"/{server.env}")
+    lines = [
         _made_for(wanted, source),
         "or --url and --env name another broker than the one that it is for",
-        f"--identity-audience {seen.partition(' ')[0]} sends it: where the issuer's entry in issuers.yaml accepts that",
-    )
+        f"--identity-audience {first} sends it: where the issuer's entry in issuers.yaml accepts that",
+    ]
+    if base != first:
+        lines = [
+            f"--url {base}, if that is the broker",
+            f"--identity-audience {first}, if {server.url} is another address of it",
+            _made_for(wanted, source),
+        ]
+    return IdentityFailed(f"the identity token is made for {seen}, and so it is not sent to {server.issuer}", *lines)
 
 
 def _made_for(wanted: str, source: Found) -> str:

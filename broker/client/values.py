@@ -123,7 +123,10 @@ def texts(value: object) -> tuple[str, ...]:
 def is_for_another(presented: Mapping[str, Any], server: Server) -> bool:
     """Whether a token is made for somebody, by URL, and not for this broker: there it would be good, and here in wrong hands."""
     audiences = texts(presented.get("aud"))
-    return server.identity_audience not in audiences and any(each.startswith(("https://", "http://")) for each in audiences)
+    ours = {server.identity_audience}
+    if server.identity_audience == server.issuer:
+        ours.add(f"{server.issuer}/token")  # the broker accepts its token endpoint too (RFC 7523 §3)
+    return ours.isdisjoint(audiences) and any(each.strip().lower().startswith(("https://", "http://")) for each in audiences)
 
 
 def claims_of(token: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 import requests
 
-from broker.client import Misused
+from broker.client import Misused, Unreachable
 from tests.client.test_broker import ASKED, broker_of, past_renewal
 from tests.support.place import Place, Reply, Server
 
@@ -93,6 +93,20 @@ def test_a_server_that_always_says_401_does_not_drive_exchanges(place: Place, re
     }[library]
     assert [send().status_code for _ in range(20)] == [401] * 20
     assert len(place.front.exchanges()) == 2
+
+
+def test_after_an_outage_a_401_ends_the_credential_as_ever(place: Place, resource: Resource) -> None:
+    broker = broker_of(place, patience_s=0.3)
+    place.front.script += [Reply(drop=True)] * 20
+    with pytest.raises(Unreachable):
+        broker.token(*ASKED)
+    place.front.script.clear()
+    past_renewal(broker)
+    revoked = broker.token(*ASKED)
+    resource._admits = 2
+    with httpx2.Client(auth=broker.httpx_auth(*ASKED), trust_env=False) as client:
+        assert client.get(resource.server.url).status_code == 200
+    assert broker.token(*ASKED) != revoked
 
 
 def test_requests_auth_forgets_what_was_not_accepted(place: Place, resource: Resource) -> None:

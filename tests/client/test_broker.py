@@ -289,6 +289,41 @@ def test_an_error_of_the_callers_own_function_keeps_its_frames_and_none_of_ours(
     assert "_once" not in [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
 
 
+def unwraps(_: str) -> str:
+    try:
+        try:
+            raise ValueError("inner")
+        except ValueError as inner:
+            raise KeyError("outer") from inner
+    except KeyError as outer:
+        raise outer.__cause__ from outer  # a circle of causes
+
+
+def stops(_: str) -> str:
+    return next(iter(()))
+
+
+@pytest.mark.parametrize(("source", "kind"), [(unwraps, ValueError), (stops, RuntimeError)])
+def test_whatever_a_callers_own_function_raises_everybody_is_told(place: Place, source: Callable[[str], str], kind: type) -> None:
+    broker = Broker(place.front.url, "prod", subject_token=source)
+    with pytest.raises(kind):
+        broker.token(*ASKED)
+    with pytest.raises(kind):
+        asyncio.run(asyncio.wait_for(broker.token_async(*ASKED), 20))
+
+
+def test_a_note_on_ones_own_error_is_on_nobody_elses(place: Place) -> None:
+    broker = broker_of(place)
+    place.claims = {"ref": "refs/heads/main"}
+    errors = []
+    for number in range(2):
+        with pytest.raises(Refused) as caught:
+            broker.token(*ASKED)
+        caught.value.add_note(f"order {number}")
+        errors.append(caught.value)
+    assert [[note for note in error.__notes__ if note.startswith("order")] for error in errors] == [["order 0"], ["order 1"]]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -325,6 +325,26 @@ def test_a_token_that_is_made_for_another_broker_is_not_sent_to_this_one(place: 
     assert place.front.requests == []
 
 
+@pytest.mark.parametrize("aud", ["HTTPS://elsewhere.example", " https://elsewhere.example"])
+def test_however_it_is_written_it_is_another_broker(place: Place, aud: str) -> None:
+    with pytest.raises(IdentityFailed):
+        obtain(server(place), DEPLOY, source(place, aud=aud))
+    assert place.front.requests == []
+
+
+def test_the_token_endpoint_is_this_broker_too(place: Place) -> None:
+    assert obtain(server(place), DEPLOY, source(place, aud=f"{place.front.url}/prod/token")).token
+
+
+def test_a_broker_by_another_address_says_which_two_ways_there_are(place: Place) -> None:
+    with pytest.raises(IdentityFailed) as caught:
+        obtain(server(place), DEPLOY, source(place, aud="https://broker.acme.example/prod"))
+    assert caught.value.hints[:2] == (
+        "--url https://broker.acme.example, if that is the broker",
+        f"--identity-audience https://broker.acme.example/prod, if {place.front.url} is another address of it",
+    )
+
+
 @pytest.mark.parametrize("aud", ["sts.amazonaws.com", "api://AzureADTokenExchange", ["b10c4e2d-5f6a"], 7, None], ids=str)
 def test_an_audience_that_names_nobody_is_for_the_broker_to_judge(place: Place, aud: object) -> None:
     assert refused(place, aud=aud).reason.startswith("token_")

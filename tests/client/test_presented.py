@@ -113,3 +113,8 @@ def test_no_refusal_shows_a_persons_address() -> None:
     for name in ("user_email", "Email", "idp"):
         assert named(name, claims, HERE) == f"{name} is in the token, and not shown here: broker whoami shows it"
     assert named("email", {"sub": "s"}, HERE) == "email is not in the token"
+    entra = {"sub": "s", "upn": "mona", "preferred_username": "mona@acme.example", "login": "mona@acme.example", "actor": {"mail": "m"}}
+    shown = told(refusal("no_rule_matched"), entra, HERE)
+    assert shown.count("(not shown)") == 4
+    ids = {"sub": "repo:acme@98123/payments@7432112:environment:production", "id": "spiffe://acme@x.example/a"}
+    assert "(not shown)" not in told(refusal("no_rule_matched"), ids, HERE)

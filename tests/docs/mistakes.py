@@ -248,7 +248,7 @@ HEAD = """# Mistakes, and what the client says
 
 A refusal also prints the page of its reason ([errors.md](errors.md)) and the request's id, by which whoever runs the broker sees more:
 `broker policy explain --request REQUEST_ID`. Last come the claims that were presented: all of them where the refusal is about who asks,
-else `iss` and `sub`, and `broker whoami` shows the others. Claims with `email` in their name are not shown.
+else `iss` and `sub`, and `broker whoami` shows the others. Claims with a person's address are named and not shown.
 
 ## Ask the policy
 

@@ -115,7 +115,7 @@ def test_nothing_is_left_unfinished() -> None:
 def test_bounds_stand_in_limits_and_units_in_names() -> None:
     """A module constant that is a number says its unit or that it is a bound."""
     unit = re.compile(
-        r"_(S|MS|US|NS|BYTES|BITS|MAX|MIN|TRIES|CHARACTERS)\b|_(S|MS|BYTES|BITS|CHARACTERS)_(MAX|MIN)$|^(PAGE|EXIT_|SI_|_LOCAL|_REMOTE)|COST|LEVEL|VERSION|WIDTH|MODE|DEPTH|COUNT|ENTRIES|KEYS|SIZE|DIGITS|EXPONENT|PORT|RANK"
+        r"_(S|MS|US|NS|BYTES|BITS|MAX|MIN|TRIES|CHARACTERS)\b|_(S|MS|BYTES|BITS|CHARACTERS)_(MAX|MIN)$|^(PAGE|EXIT_|SI_|_LOCAL|_REMOTE)|COST|LEVEL|VERSION|WIDTH|MODE|DEPTH|COUNT|ENTRIES|KEYS|SIZE|DIGITS|EXPONENT|PORT|RANK|_UID$"
     )
     found = []
     for path in SOURCES:

@@ -41,6 +41,7 @@ FILE_VARIABLE = "BROKER_TOKEN_FILE"
 EXIT_NOT_RUNNABLE = 126
 EXIT_NOT_FOUND = 127
 AGAIN_S = 15.0
+OVERFLOW_UID = 65_534  # user_namespaces(7): what root outside is to a process in a namespace that does not know it
 IN_MEMORY = ("/dev/shm",)  # noqa: S108
 LOOK_S = 60.0  # a machine that slept finds out so late, at most, that it is time
 PASSED_ON = frozenset(signal.valid_signals()) - {
@@ -87,7 +88,7 @@ class TokenFile:
         try:
             within = _in_memory() or os.path.realpath(tempfile.gettempdir())
             if not _safe(within):
-                raise ClientError(f"others may replace what lies in {within}", "TMPDIR names another")
+                say("warning", f"others on this machine may replace what lies in {within}: TMPDIR names another folder")
             self.folder = tempfile.mkdtemp(prefix="broker-", dir=within)
         except OSError as error:
             raise ClientError(f"there is no folder for the credential: {error.strerror}", "TMPDIR names another") from None
@@ -136,7 +137,9 @@ def _safe(folder: str) -> bool:
         found = os.stat(folder)  # noqa: PTH116
     except OSError:
         return False
-    theirs = found.st_uid not in {0, os.geteuid()} or (found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX)
+    sticky = found.st_mode & stat.S_ISVTX
+    ours = {0, os.geteuid(), *((OVERFLOW_UID,) if sticky else ())}
+    theirs = found.st_uid not in ours or (found.st_mode & 0o022 and not sticky)
     return stat.S_ISDIR(found.st_mode) and not theirs and os.access(folder, os.W_OK | os.X_OK)
 
 
@@ -245,7 +248,7 @@ class Renewal:
             self._heard = self._fetch(AGAIN_S - 1)
         except ClientError as error:
             self._heard = error
-        except Exception as error:
+        except BaseException as error:
             self._heard = ClientError(f"{type(error).__name__}, which is a defect of the broker")
         os.kill(os.getpid(), signal.SIGCHLD)
 
