@@ -236,7 +236,8 @@ def _line(finding: Finding) -> str:
     position = ":" + finding.place.split(":", 1)[1] if ":" in finding.place else ""
     if finding.held:
         return f"   + {finding.claim:<22} {finding.seen or finding.expected}"
-    return f"   - {finding.claim:<22} expected {finding.expected}   seen {finding.seen}   {position}".rstrip()
+    kinds = ", of another type: one is text, the other is not" if finding.seen == finding.expected else ""
+    return f"   - {finding.claim:<22} expected {finding.expected}   seen {finding.seen}{kinds}   {position}".rstrip()
 
 
 def _assessed(tree: Tree, each: Assessment, now: float) -> RuleExplanation:

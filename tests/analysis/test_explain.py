@@ -52,6 +52,12 @@ def test_a_refusal_names_what_failed_where_and_the_smallest_change(tree: Tree) -
     assert text.index("add the rule below") < text.index("this opens deploy:write (high)") < text.index('- name: "first, ref')
 
 
+def test_a_number_that_reads_like_the_text_that_is_wanted_is_told_apart(tmp_path: Path) -> None:
+    tree = build(tmp_path, {"prod/svc-a.yaml": account("svc-a", rule('{repository_id: "7", environment: "8"}'))})
+    found = explain(tree, workload(tree, "github", **JOB | {"environment": 8}), ASKED, NOW)
+    assert "expected 8   seen 8, of another type: one is text, the other is not" in render(found)
+
+
 def test_an_allow_is_told_too(tree: Tree) -> None:
     found = explain(tree, workload(tree, "github", **JOB), ASKED, NOW)
     assert (found.allowed, found.account, found.ttl_s, found.smallest_change) == (True, "svc-a", 600, "")
