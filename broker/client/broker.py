@@ -127,7 +127,9 @@ class Broker:
     def _held(self) -> Lock:
         """The lock of this process: in a forked child nobody is left to open the parent's, or to land its flights."""
         if os.getpid() != self._pid:
-            self._begin()
+            with IMPORTS:  # no other thread was holding it at the fork
+                if os.getpid() != self._pid:
+                    self._begin()
         return self._lock
 
     def _drop(self, wanted: Wanted, token: str | None = None) -> None:

@@ -13,7 +13,7 @@ import random
 import time
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode
 
 from broker.client.errors import ClientError, IdentityFailed, Misused, Refusal, Refused, Unavailable, Unreachable
@@ -48,7 +48,7 @@ def obtain(
     headers: Mapping[str, str] | None = None,
 ) -> Credential:
     """A credential.  Raises `ClientError`s."""
-    return _patiently(server, wanted, source, "token", _issued, patience_s, heard, headers or {})
+    return _patiently(_Ask(server, wanted, source, "token", _issued, heard, headers or {}), patience_s)
 
 
 def preview(
@@ -60,33 +60,36 @@ def preview(
     heard: Callable[[Step], None] = unheard,
 ) -> Plan:
     """What `obtain` would bring, issuing nothing and using nothing up.  Raises `ClientError`s."""
-    return _patiently(server, wanted, source, "check", _planned, patience_s, heard, {})
+    return _patiently(_Ask(server, wanted, source, "check", _planned, heard, {}), patience_s)
 
 
-def _patiently(
-    server: Server,
-    wanted: Wanted,
-    source: Found,
-    act: str,
-    read: Callable[[Any, Answer, float], Any],
-    patience_s: float,
-    heard: Callable[[Step], None],
-    headers: Mapping[str, str],
-) -> Any:
+class _Ask(NamedTuple):
+    """What is sent and how its answer is read; the same at each try.  `act`: the endpoint, token or check."""
+
+    server: Server
+    wanted: Wanted
+    source: Found
+    act: str
+    read: Callable[[Any, Answer, float], Any]
+    heard: Callable[[Step], None]
+    headers: Mapping[str, str]
+
+
+def _patiently(ask: _Ask, patience_s: float) -> Any:
     deadline, last_s = time.monotonic() + patience_s, min(LAST_TRY_S, patience_s / 4)
     tries = 0
     while True:
         tries += 1
         try:
-            return _once(server, wanted, source, act, read, deadline, heard, headers)
+            return _once(ask, deadline)
         except ClientError as error:
-            pause = _pause(error, tries, fresh=source.fresh)
+            pause = _pause(error, tries, fresh=ask.source.fresh)
             left = deadline - time.monotonic()
             asked_for = error.retry_after_s if isinstance(error, Unavailable) else None
             if pause is None or left < last_s or (asked_for or 0.0) > left:
                 raise
             pause = min(pause, max(asked_for or 0.0, left - last_s))
-            heard(Step("again", f"in {pause:.1f} s, for {deadline - time.monotonic():.0f} s at most: {error}"))
+            ask.heard(Step("again", f"in {pause:.1f} s, for {deadline - time.monotonic():.0f} s at most: {error}"))
             time.sleep(pause)
 
 
@@ -105,16 +108,8 @@ def _pause(error: ClientError, tries: int, *, fresh: bool) -> float | None:
     return (said or grown) * (1 + random.random() / 4)  # noqa: S311
 
 
-def _once(
-    server: Server,
-    wanted: Wanted,
-    source: Found,
-    act: str,
-    read: Callable[[Any, Answer, float], Any],
-    deadline: float,
-    heard: Callable[[Step], None],
-    headers: Mapping[str, str],
-) -> Any:
+def _once(ask: _Ask, deadline: float) -> Any:
+    server, wanted, source, heard = ask.server, ask.wanted, ask.source, ask.heard
     token = source.fetch(server.identity_audience)
     if not isinstance(token, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # a caller's own function may return anything
         raise Misused(f"{source.where} gave no text for an identity token, but {type(token).__name__}")
@@ -123,21 +118,21 @@ def _once(
         from broker.client.refusals import made_for_another
 
         raise made_for_another(presented, source, server)
-    url = f"{server.issuer}/{act}"
+    url = f"{server.issuer}/{ask.act}"
     heard(Step("identity", printable(f"{source.name}: {source.where}", TEXT_MAX)))
     heard(Step("request", printable(f"POST {url}  {_shown(wanted)}", TEXT_MAX)))
     asked_at = time.time()  # the broker counts from before its answer
     answer = request(
         Target(url),
         "POST",
-        {"Content-Type": "application/x-www-form-urlencoded", **headers},
+        {"Content-Type": "application/x-www-form-urlencoded", **ask.headers},
         _form(wanted, token),
         within_s=max(1.0, min(10.0, deadline - time.monotonic())),
     )
     heard(Step("reply", f"{answer.status}  request {printable(answer.headers.get('x-request-id', '-'))}"))
     body = _json(answer)
     if answer.status == 200 and body is not None:
-        return read(body, answer, asked_at)
+        return ask.read(body, answer, asked_at)
     raise _failure(server, wanted, answer, body, presented, source)
 
 

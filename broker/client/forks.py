@@ -1,4 +1,7 @@
-"""Imports in a thread of ours: a child that is forked in the middle of one would find a module half made, for ever."""
+"""Imports in a thread of ours: a child that is forked in the middle of one would find a module half made, for ever.
+
+A fork waits for the lock, so a child finds it free, as it finds no other lock of its parent.
+"""
 
 from __future__ import annotations
 

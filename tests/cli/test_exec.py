@@ -458,3 +458,36 @@ def test_a_machine_that_slept_or_whose_clock_was_set_renews_at_once() -> None:
             assert renewal.pause() == LOOK_S
             renewal._next_at = tuple(at - 600 * (number == clock) for number, at in enumerate(renewal._next_at))
             assert renewal.pause() == 0
+
+
+def test_what_nobody_foresaw_at_a_renewal_is_said_with_its_place_and_without_its_words(capsys: pytest.CaptureFixture[str]) -> None:
+    def fetch(_: float) -> Credential:
+        raise ValueError("eyJhbGciOi.secret")
+
+    with TokenFile() as file:
+        renewal = Renewal(file, Credential("x", time.time() + 600), fetch)
+        renewal._next_at = (0.0, 0.0)
+        renewal.go_on()
+        until(lambda: renewal._heard is not None)
+        renewal.go_on()
+    said = capsys.readouterr().err
+    assert "error: the credential is not renewed: ValueError at test_exec.py:" in said
+    assert "secret" not in said
+
+
+def test_a_renewal_is_asked_for_again_whatever_ended_the_last(capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[float] = []
+
+    def fetch(patience_s: float) -> Credential:
+        asked.append(patience_s)
+        raise SystemExit
+
+    with TokenFile() as file:
+        renewal = Renewal(file, Credential("x", time.time() + 600), fetch)
+        for count in (1, 2):
+            renewal._next_at = (0.0, 0.0)
+            renewal.go_on()
+            until(lambda count=count: len(asked) == count and renewal._heard is not None)
+            renewal.go_on()
+    assert len(asked) == 2
+    assert capsys.readouterr().err.count("SystemExit at test_exec.py:") == 2

@@ -249,7 +249,7 @@ class Renewal:
         except ClientError as error:
             self._heard = error
         except BaseException as error:
-            self._heard = ClientError(f"{type(error).__name__}, which is a defect of the broker")
+            self._heard = ClientError(f"{type(error).__name__} at {_place(error)}, which is a defect of the broker")
         os.kill(os.getpid(), signal.SIGCHLD)
 
     def _land(self, heard: Credential | ClientError) -> None:
@@ -270,6 +270,14 @@ class Renewal:
             if self._troubled:
                 say("note", "the credential is renewed again")
             self._troubled = False
+
+
+def _place(error: BaseException) -> str:
+    """File and line, without the error's words, which may hold a token."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_next is not None:
+        frames = frames.tb_next
+    return f"{os.path.basename(frames.tb_frame.f_code.co_filename)}:{frames.tb_lineno}" if frames else "?"  # noqa: PTH119
 
 
 def __getattr__(name: str) -> click.Command:
